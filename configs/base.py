@@ -1,0 +1,110 @@
+"""Every key of a run with its default: LMSeg, CLIP ResNet-50, as in the paper.
+
+A config is a short program: import this module, change what differs, return the ConfigDict.
+Sections in comments are those of the paper (LMSeg, ICLR 2023).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = ConfigDict()
+    config.mode = "train"  # train | evaluate | pretrain (configs/clip_worlds.py)
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.train = ()  # cards (shipped name or path) that are mixed in training
+    config.data.evaluate = ()  # cards scored in evaluation; empty = those of training
+    config.data.root = ""  # folder that holds every dataset's tree; worlds need none
+    config.data.train_split = "train"
+    config.data.evaluate_split = "val"
+    config.data.evaluate_limit = 0  # first n images of each split in evaluation; 0 = all
+    config.data.augmentation = "own"  # own: A_i of each card (DAA, Sec. 3.5) | fixed: one for all
+    config.data.max_targets = 100  # segments a crop may have, at most `model.queries`
+    config.data.workers = 0  # loader processes; 0 = threads only
+    config.data.threads = 2  # loader threads of one process
+
+    config.batching = ConfigDict()
+    config.batching.batch = 16  # images of one update, all datasets together (Sec. 4.1)
+    config.batching.multiple = 8  # images of a bucket are a multiple; devices divide it
+    config.batching.micro = 0  # images of one gradient call; 0 = a whole bucket
+    config.batching.weights = ()  # share of each training card; empty = uniform (Sec. 3.5)
+
+    config.model = ConfigDict()
+    config.model.backbone = "clip_resnet"
+    config.model.head = "text"
+    config.model.queries = 100  # N, Sec. 4.1
+    config.model.width = 256  # D, of decoder, adapter and mask embeddings
+    config.model.temperature = 0.07  # tau, Eq. 1
+    config.model.resnet = ConfigDict()
+    config.model.resnet.depths = (3, 4, 6, 3)  # blocks of res2..res5
+    config.model.resnet.width = 64  # channels after the stem; res2 has 4x, res5 32x
+    config.model.resnet.norm = "frozen"  # frozen: constants, needs weights | group: from scratch
+    config.model.pixel_decoder = ConfigDict()
+    config.model.pixel_decoder.name = "fpn"
+    config.model.pixel_decoder.width = 256
+    config.model.pixel_decoder.groups = 32  # of each GroupNorm
+    config.model.decoder = ConfigDict()
+    config.model.decoder.layers = 6
+    config.model.decoder.heads = 8
+    config.model.decoder.feedforward = 2048
+    config.model.decoder.dropout = 0.1
+    config.model.decoder.order = "visual-text"  # CGD, Sec. 3.4 | text-visual | visual (none)
+    config.model.decoder.memory = "res5"  # or res3 | res4 | pixel8 | pixel16 (FPN levels)
+    config.model.text = ConfigDict()
+    config.model.text.width = 512  # CLIP RN50's text tower
+    config.model.text.layers = 12
+    config.model.text.heads = 8
+    config.model.text.embedding = 1024  # width of the joint image-text space
+    config.model.text.prompt = 8  # learnable context vectors, Sec. 3.2
+    config.model.text.prompt_std = 0.02  # of their initial normal distribution (CoOp)
+
+    config.pretrained = ConfigDict()
+    config.pretrained.image = "openai/rn50"  # "" = random | "worlds-clip" | a name or path
+    config.pretrained.text = "openai/rn50"  # the text tower is always frozen
+
+    config.loss = ConfigDict()
+    config.loss.classification = 1.0  # weight of the contrastive loss, Eq. 2
+    config.loss.focal = 20.0  # Eq. 3
+    config.loss.dice = 1.0  # Eq. 3
+    config.loss.no_object = 0.1  # class weight of "background" for unmatched queries, Sec. 3.3
+    config.loss.resolution = "full"  # full: masks upsampled to the crop | quarter: stride 4
+    config.loss.unlabelled = "excluded"  # void and padding pixels: excluded | negative (MaskFormer)
+
+    config.matcher = ConfigDict()
+    config.matcher.where = "host"  # host: SciPy in a callback | device: optax.assignment
+    config.matcher.classification = 1.0  # weights of the matching cost, Sec. 3.3
+    config.matcher.focal = 20.0
+    config.matcher.dice = 1.0
+
+    config.optimizer = ConfigDict()
+    config.optimizer.steps = 160_000
+    config.optimizer.rate = 1e-4  # AdamW, Sec. 4.1
+    config.optimizer.decay = 1e-4
+    config.optimizer.backbone_rate = 0.1  # times `rate`
+    config.optimizer.schedule = "poly"  # poly: (1 - t/T)^power | cosine: to 1 % of the rate
+    config.optimizer.power = 0.9
+    config.optimizer.warmup = 0  # updates of linear warm-up
+    config.optimizer.clip = 0.01  # global gradient norm
+    config.optimizer.average = 0.0  # decay of the evaluated moving average; 0 = off
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices of the data axis; -1 = all that fsdp leaves
+    config.mesh.fsdp = 1  # devices over which parameters are split
+    config.mesh.cpu_devices = 0  # simulated where there is only a CPU; 0 = by cores
+
+    config.evaluation = ConfigDict()
+    config.evaluation.every = 5000  # updates between evaluations; the last is evaluated
+    config.evaluation.batch = 1  # images a device segments at once, where their sizes agree
+    config.evaluation.average = 1  # the score reported is the mean of this many last evaluations
+    config.evaluation.cross = False  # fill the worlds x taxonomies table at the end
+    config.evaluation.baselines = False  # trivial baselines beside the model
+    config.evaluation.pictures = 4  # images a dataset in panels.png; 0 = none
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 5000  # updates between checkpoints
+    config.checkpoint.keep = 2
+
+    config.log = ConfigDict()
+    config.log.every = 20  # updates between rows of metrics.jsonl
+    return config

@@ -1,0 +1,233 @@
+"""What a config stands for: its datasets, their words, the model and its first weights."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lmseg_jax import configuration, report, sharding, state, tokenizer
+from lmseg_jax.datasets.card import DatasetCard, load_card
+from lmseg_jax.datasets.formats import open_source
+from lmseg_jax.datasets.sample import VOID, Sample
+from lmseg_jax.datasets.world import WorldSource
+from lmseg_jax.errors import UserError
+from lmseg_jax.optimizer import make_optimizer
+from lmseg_jax.pipeline.augmentation import choose_recipe
+from lmseg_jax.pipeline.batches import Feed
+from lmseg_jax.pretrained import clip
+from lmseg_jax.scoring import EvaluationSet, Network, cross_table
+
+CHECKPOINTS = "checkpoints"  # folder of a workdir
+
+
+def dataset_names(config: ConfigDict) -> list[str]:
+    """Cards of training, then those that are only evaluated; the order numbers the datasets."""
+    train = list(config.data.train)
+    return train + [name for name in config.data.evaluate if name not in train]
+
+
+def load_cards(config: ConfigDict) -> list[DatasetCard]:
+    """The cards of `dataset_names`, in that order."""
+    return [load_card(name) for name in dataset_names(config)]
+
+
+def vocabulary_of(cards: list[DatasetCard]) -> dict[str, np.ndarray]:
+    """tokens i32 [N, S], index i32 [M, K], valid bool [M, K] of the cards' names."""
+    words = tokenizer.vocabulary([card.taxonomy.names for card in cards])
+    return {"tokens": words.tokens, "index": words.index, "valid": words.valid}
+
+
+def training_feeds(config: ConfigDict, cards: list[DatasetCard]) -> list[Feed]:
+    """One feed for each training card, with its own or the fixed augmentation."""
+    feeds = []
+    for dataset, card in enumerate(cards[: len(config.data.train)]):
+        source = open_source(card, config.data.train_split, root=config.data.root)
+        recipe = choose_recipe(card, config.data.augmentation)
+        feeds.append(Feed(card.name, source, recipe, dataset))
+    return feeds
+
+
+def evaluation_sets(config: ConfigDict, cards: list[DatasetCard]) -> list[EvaluationSet]:
+    """One set for each card that is scored: `data.evaluate`, or all of training."""
+    scored = config.data.evaluate or config.data.train
+    split, limit = config.data.evaluate_split, config.data.evaluate_limit
+    return [
+        EvaluationSet(open_source(card, split, root=config.data.root, limit=limit), card, dataset)
+        for dataset, (name, card) in enumerate(zip(dataset_names(config), cards, strict=True))
+        if name in scored
+    ]
+
+
+class First:
+    """The first samples of a source."""
+
+    def __init__(self, source, count: int):
+        self.source = source
+        self.count = min(count, len(source)) if count else len(source)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int):
+        return self.source[index]
+
+
+def without_truth(sample: Sample, *, name: str) -> Sample:
+    """The same image with every pixel void, so that it can be asked in any words."""
+    nothing = np.zeros(0, np.int32)
+    return replace(
+        sample,
+        segments=np.full_like(sample.segments, VOID),
+        classes=nothing,
+        area=nothing,
+        crowd=nothing.astype(bool),
+        name=name,
+    )
+
+
+def world_sets(sets: Sequence[EvaluationSet]) -> list[EvaluationSet]:
+    """Those sets whose scenes are rendered, and so known in every taxonomy."""
+    return [data for data in sets if data.card.format == "world"]
+
+
+def worlds_by_taxonomies(
+    network: Network, sets: Sequence[EvaluationSet], config: ConfigDict
+) -> dict:
+    """The worlds x taxonomies table; see `evaluate.cross_table`."""
+
+    def relabel(scenes: EvaluationSet, words: EvaluationSet):
+        source = WorldSource(scenes.card, config.data.evaluate_split, labels=words.card)
+        return First(source, config.data.evaluate_limit)
+
+    return cross_table(network, sets, relabel, config)
+
+
+def initial_state(config: ConfigDict, mesh: Mesh) -> tuple[state.TrainState, state.TrainState]:
+    """The state before the first update, sharded, with pretrained weights where asked for.
+
+    Returns:
+      The state and its shardings.
+
+    Raises:
+      UserError: the weights do not fit the model; the message names the config key.
+    """
+    optimizer = make_optimizer(config.optimizer)
+    average = config.optimizer.average > 0
+
+    def begin(params, frozen):
+        return state.start(params, frozen, optimizer, average=average)
+
+    def create():
+        return state.weights(config.model, config.seed)
+
+    params, frozen = jax.eval_shape(create)
+    shardings = sharding.state_shardings(jax.eval_shape(begin, params, frozen), mesh)
+    loaded = pretrained(config, params, frozen)
+
+    def random():
+        # parts that are loaded are never drawn: nothing of them is left in the compiled program
+        return tuple(
+            {part: tree for part, tree in half.items() if part not in loaded} for half in create()
+        )
+
+    params, frozen = jax.jit(random)()
+    for part, (trained, constant) in loaded.items():
+        params |= {part: trained} if trained else {}
+        frozen |= {part: constant} if constant else {}
+    placed = jax.device_put((params, frozen), (shardings.params, shardings.frozen))
+    return jax.jit(begin, out_shardings=shardings)(*placed), shardings
+
+
+def pretrained(config: ConfigDict, params: dict, frozen: dict) -> dict[str, tuple[dict, dict]]:
+    """The parts of the model that start from weights: {part: (params, frozen)}.
+
+    Args:
+      config: of the run.
+      params, frozen: shapes of the whole model's.
+
+    Raises:
+      UserError: weights do not fit; the message names the config key.
+    """
+    loaded = {}
+    if config.pretrained.image:
+        weights = clip.read_clip(config.pretrained.image)
+        resnet = config.model.resnet
+        clip.check_image(weights, depths=resnet.depths, width=resnet.width)
+        trees = params["backbone"], frozen.get("backbone", {})
+        loaded["backbone"] = split_like(trees, clip.fill_image(weights, state.join(*trees)))
+    if config.pretrained.text:
+        weights = clip.read_clip(config.pretrained.text)
+        text = config.model.text
+        clip.check_text(
+            weights,
+            width=text.width,
+            layers=text.layers,
+            heads=text.heads,
+            embedding=text.embedding,
+        )
+        tree = frozen["text_encoder"]
+        loaded["text_encoder"] = ({}, clip.fill_text(weights, tree))
+    return loaded
+
+
+def split_like(trees: tuple[dict, dict], values: dict) -> tuple[dict, dict]:
+    """Deals the leaves of one nested dict out to two, where each has a place for its own."""
+
+    def pick(tree, values):
+        return {
+            key: pick(value, values[key]) if isinstance(value, dict) else values[key]
+            for key, value in tree.items()
+        }
+
+    return pick(trees[0], values), pick(trees[1], values)
+
+
+def abstract(tree, shardings):
+    """ShapeDtypeStructs of a tree of arrays, with shardings."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
+
+
+def evaluated_weights(train_state: state.TrainState) -> tuple[dict, dict]:
+    """(params, frozen) that are evaluated and exported: the moving average where there is one."""
+    return train_state.average or train_state.params, train_state.frozen
+
+
+def fingerprint(config: ConfigDict, cards: list[DatasetCard], feeds: list[Feed]) -> dict:
+    """What must agree for a workdir to be gone on with; see `configuration.fingerprint`."""
+    files = {
+        feed.name: [feed.source.files(i) for i in range(len(feed.source))]
+        if card.format != "world"
+        else [(card.name, config.data.train_split, str(len(feed.source)))]
+        for card, feed in zip(cards, feeds, strict=False)
+    }
+    return configuration.fingerprint(config, cards, files)
+
+
+def refuse_other(found: dict, asked: dict, workdir: Path) -> None:
+    """Raises UserError with every difference if a workdir was made with another config."""
+    differences = configuration.differences(found, asked)
+    if differences:
+        raise UserError(
+            f"{workdir} was made with another config ({'; '.join(differences)}): "
+            "go on with that config, or name a new --workdir"
+        )
+
+
+def write_run(workdir: Path, config: ConfigDict, cards: Sequence[DatasetCard]) -> None:
+    """Writes what a workdir was made of: resolved config, cards and versions, as run.json."""
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy")
+    report.write_json(
+        workdir / "run.json",
+        {
+            "config": config.to_dict(),
+            "cards": {card.name: Path(card.path).read_text() for card in cards},
+            "versions": {name: importlib.metadata.version(name) for name in packages},
+        },
+    )

@@ -1,0 +1,253 @@
+"""Checkpoints on disk; the only file that knows Orbax.
+
+A folder holds one sub-folder an update, `<step>/state` with the arrays and `<step>/run` with JSON.
+A checkpoint appears under its number only when it is complete.
+"""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from lmseg_jax.errors import UserError
+
+UNFINISHED = "*.orbax-checkpoint-tmp*"  # what a killed process leaves behind
+
+
+class Checkpoints:
+    """The checkpoints of one run, written while training goes on.
+
+    Args:
+      folder: where they live; made if it is not there.
+      keep: the newest that are kept.
+      every: updates between two of them.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int, every: int):
+        self.folder = Path(folder).resolve()
+        self.every = every
+        if jax.process_index() == 0:
+            for leftover in self.folder.glob(UNFINISHED):
+                shutil.rmtree(leftover, ignore_errors=True)
+        self.manager = _manager(
+            self.folder,
+            ocp.StandardCheckpointHandler(),
+            ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+        )
+
+    def save(self, step: int, state, run: dict, *, force: bool = False) -> bool:
+        """Starts to write a checkpoint if one is due; the arrays may be donated afterwards.
+
+        Args:
+          step: updates made so far.
+          state: any tree of global arrays, NumPy arrays and numbers.
+          run: JSON-able facts saved beside it, such as the fingerprint.
+          force: write although `step` is no multiple of `every`.
+
+        Returns:
+          Whether it is being written; False too if this step is there already.
+        """
+        if (step % self.every and not force) or step in self.manager.all_steps():
+            return False
+        saved = {path: _saveable(leaf) for path, leaf in _flat(state).items() if np.size(leaf)}
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(_nested(saved)), run=ocp.args.JsonSave(run)
+        )
+        return self.manager.save(step, args=arguments, force=True)
+
+    def latest(self) -> int | None:
+        """Update number of the newest complete checkpoint, None if there is none."""
+        return latest(self.folder)
+
+    def restore(self, step: int, abstract_state):
+        """The state saved at `step`, in the structure and with the shardings of `abstract_state`.
+
+        Args:
+          step: one of the saved updates.
+          abstract_state: tree of `jax.ShapeDtypeStruct` with sharding; other leaves come back as
+            NumPy arrays. The mesh may differ from the one that saved.
+
+        Raises:
+          UserError: the checkpoint holds another tree, shape or dtype.
+        """
+        self.wait()
+        wanted = _flat(abstract_state)
+        _compare(wanted, _stored(self.manager, step), self.folder / str(step))
+        target = {path: _target(leaf) for path, leaf in wanted.items() if np.size(leaf)}
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(_nested(target)))
+        found = _flat(self.manager.restore(step, args=arguments)["state"])
+        leaves = [found[path] if path in found else _empty(wanted[path]) for path in wanted]
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
+
+    def read_run(self, step: int) -> dict:
+        """The facts saved beside the state of `step`."""
+        self.wait()
+        return _read_run(self.manager, step)
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is complete on disk."""
+        self.manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then releases the threads."""
+        self.wait()
+        self.manager.close()
+
+
+def read_weights(
+    folder: str | Path, *, step: int | None = None, names=("params", "frozen"), expected=None
+) -> dict:
+    """Some top-level parts of a saved state as NumPy arrays; nothing else is read.
+
+    Args:
+      folder: the checkpoints of a run.
+      step: which one; None = the newest.
+      names: top-level names of the saved state.
+      expected: tree of the same top-level names whose leaves have shape and dtype; what comes back
+        has its structure. None = nested dicts, keys of digits only become integers.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is one of another model.
+    """
+    folder = Path(folder).resolve()
+    step = _existing(folder, step)
+    # a manager that has saved with the standard handler refuses a partial read: open a fresh one
+    manager = _manager(folder, ocp.PyTreeCheckpointHandler(), _reading())
+    stored = _stored(manager, step)
+    stored = {path: leaf for path, leaf in stored.items() if path.split("/")[0] in names}
+    if expected is not None:
+        wanted = _flat({name: expected[name] for name in names})
+        _compare(wanted, stored, folder / str(step))
+    item = _nested({path: np.empty(leaf.shape, leaf.dtype) for path, leaf in stored.items()})
+    arguments = ocp.args.PyTreeRestore(
+        item,
+        restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item),
+        partial_restore=True,
+    )
+    found = manager.restore(step, args=ocp.args.Composite(state=arguments))["state"]
+    manager.close()
+    if expected is None:
+        return _integer_keys(found)
+    found = _flat(found)
+    leaves = [found[path] if path in found else _empty(wanted[path]) for path in wanted]
+    return jax.tree.unflatten(jax.tree.structure({name: expected[name] for name in names}), leaves)
+
+
+def latest(folder: str | Path) -> int | None:
+    """Update number of the newest complete checkpoint in a folder, None if there is none."""
+    steps = [int(path.name) for path in Path(folder).glob("*") if path.name.isdigit()]
+    return max(steps, default=None)
+
+
+def read_run(folder: str | Path, *, step: int | None = None) -> dict:
+    """The facts saved beside a checkpoint, the newest if `step` is None.
+
+    Raises:
+      UserError: there is no such checkpoint.
+    """
+    folder = Path(folder).resolve()
+    step = _existing(folder, step)
+    manager = _manager(folder, ocp.StandardCheckpointHandler(), _reading())
+    run = _read_run(manager, step)
+    manager.close()
+    return run
+
+
+def _manager(folder: Path, handler, options) -> ocp.CheckpointManager:
+    """Opens a folder without the library's notes on its own defaults."""
+    logging.set_verbosity(logging.ERROR)
+    handlers = {"state": handler, "run": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
+
+
+def _reading() -> ocp.CheckpointManagerOptions:
+    return ocp.CheckpointManagerOptions(read_only=True)
+
+
+def _read_run(manager: ocp.CheckpointManager, step: int) -> dict:
+    return manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+
+
+def _existing(folder: Path, step: int | None) -> int:
+    """The step asked for, or the newest."""
+    if not folder.is_dir() or latest(folder) is None:
+        raise UserError(f"{folder}: no checkpoint there; train first, or name another folder")
+    if step is None:
+        return latest(folder)
+    if not (folder / str(step)).is_dir():
+        raise UserError(f"{folder}: no checkpoint of update {step}; the newest is {latest(folder)}")
+    return step
+
+
+def _flat(tree) -> dict:
+    """Leaves by their path, names joined by "/"; so no container type reaches the disk."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _nested(flat: dict) -> dict:
+    """Nested dicts with string keys from leaves by path."""
+    tree = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = leaf
+    return tree
+
+
+def _integer_keys(tree):
+    """Nested dicts with "0", "1", ... turned back to integers."""
+    if not isinstance(tree, dict):
+        return tree
+    return {int(k) if k.isdigit() else k: _integer_keys(v) for k, v in tree.items()}
+
+
+def _saveable(leaf):
+    """Numbers become NumPy arrays: every process may write those."""
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def _target(leaf):
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else np.asarray(leaf)
+
+
+def _empty(leaf):
+    """An array of no elements, which is never written."""
+    array = np.zeros(np.shape(leaf), leaf.dtype)
+    sharding = getattr(leaf, "sharding", None)
+    return array if sharding is None else jax.device_put(array, sharding)
+
+
+def _stored(manager: ocp.CheckpointManager, step: int) -> dict:
+    """Shape and dtype of every saved array by path."""
+    tree = manager.item_metadata(step)["state"]
+    tree = getattr(tree, "tree", tree)
+    return {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for path, leaf in _flat(dict(tree)).items()
+    }
+
+
+def _compare(wanted: dict, stored: dict, where: Path) -> None:
+    """Raises UserError at the first path that differs."""
+
+    def words(leaves: dict, path: str) -> str:
+        if path not in leaves or not np.size(leaves[path]):
+            return "nothing"
+        leaf = _target(leaves[path])
+        return f"{np.dtype(leaf.dtype).name} {list(leaf.shape)}"
+
+    for path in [*wanted, *(path for path in stored if path not in wanted)]:
+        here, there = words(wanted, path), words(stored, path)
+        if here != there:
+            raise UserError(
+                f"{where}: a checkpoint of another model: {path} is {there} there,"
+                f" {here} in this run; use the config that made it, or another --workdir"
+            )

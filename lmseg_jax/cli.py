@@ -1,0 +1,66 @@
+"""The `lmseg` script: the name of a subcommand leads to its module."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+import lmseg_jax
+from lmseg_jax.errors import UserError
+
+COMMANDS = {
+    "data": ("lmseg_jax.data_command", "check a dataset, look at samples, list cards"),
+}
+
+DEBUG = "--debug"
+
+
+def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Runs a command; an error that the user can mend becomes one line and exit status 2.
+
+    With `--debug` among the arguments the error is raised with its traceback.
+    """
+    try:
+        return command(argv)
+    except UserError as error:
+        if DEBUG in argv:
+            raise
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+
+
+def usage() -> str:
+    """What `lmseg --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: lmseg COMMAND [ARGUMENTS] [--debug]",
+            "",
+            *lines,
+            "",
+            "lmseg COMMAND --help says more. Training: python -m lmseg_jax.main --help",
+        ]
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Finds the subcommand and hands it the other arguments."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if argv[0] == "--version":
+        print(lmseg_jax.__version__)
+        return 0
+    if argv[0] not in COMMANDS:
+        raise UserError(f"lmseg {argv[0]}: no such command; there are: {', '.join(COMMANDS)}")
+    module = importlib.import_module(COMMANDS[argv[0]][0])
+    return module.main([argument for argument in argv[1:] if argument != DEBUG]) or 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 2 for an error the user can mend, or the subcommand's own."""
+    return guarded(run, sys.argv[1:] if argv is None else argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,316 @@
+"""Dataset cards: one TOML file says everything about a dataset (format: docs/datasets.md)."""
+
+import re
+import tomllib
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from lmseg_jax.datasets.table import Table
+from lmseg_jax.errors import UserError
+from lmseg_jax.taxonomy import Category, Taxonomy
+
+TASKS = ("semantic", "panoptic")
+FLIPS = ("none", "horizontal", "both")
+STEPS = ("resize", "crop", "color", "flip")
+STRIDE = 32  # of the network's deepest map: sides of a crop are multiples of it
+LARGEST_ID = 65535  # what a 16-bit label PNG can hold
+
+_HERE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A_i, how a dataset is augmented in training (Sec. 3.5).
+
+    Attributes:
+      short_sides: one is drawn; the image's short side is resized to it.
+      max_side: the long side never exceeds it.
+      crop: height and width of the crop, smaller images are padded; the bucket's shape.
+      color: True applies the SSD colour jitter.
+      flip: "none" | "horizontal" | "both".
+      order: the steps in order, of "resize", "crop", "color", "flip".
+    """
+
+    short_sides: tuple[int, ...]
+    max_side: int
+    crop: tuple[int, int]
+    color: bool
+    flip: str
+    order: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TestRule:
+    """How an image is resized before it is segmented: short side, limit of the long side."""
+
+    short_side: int
+    max_side: int
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a dataset's files lie, as patterns below the root; all empty where none are read.
+
+    Attributes:
+      folder: the dataset's own folder; the other patterns are relative to it.
+      images: patterns of an image, tried in order; `{split}` and `{name}` are replaced.
+      labels: pattern of the label file of the image with the same `{name}`.
+      list: file with one name a line, or "" if the folder's content is the split.
+      split_names: what replaces `{split}` where it is not the split's own name.
+    """
+
+    folder: str = ""
+    images: tuple[str, ...] = ()
+    labels: str = ""
+    list: str = ""
+    split_names: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """A dataset, as its card describes it (format of the file: docs/datasets.md)."""
+
+    name: str
+    path: str  # of the card's file, for messages
+    task: str  # "semantic" | "panoptic"
+    format: str  # key of datasets.formats.FORMATS
+    taxonomy: Taxonomy
+    splits: dict[str, int]  # expected number of images
+    train: Recipe
+    test: TestRule
+    object_mask: float  # panoptic thresholds
+    overlap: float
+    void_colors: tuple[tuple[int, int, int], ...] = ()  # RGB, colours that mean nothing
+    files: Files = field(default_factory=Files)
+    options: dict[str, object] = field(default_factory=dict)  # what only this format reads
+    about: dict[str, str] = field(default_factory=dict)  # source, license, citation
+
+
+def shipped_cards() -> list[str]:
+    """Names of the cards that come with the project, sorted."""
+    folder = _shipped_folder()
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def load_card(name_or_path: str | Path) -> DatasetCard:
+    """Reads and checks a card.
+
+    Args:
+      name_or_path: a shipped card's name, such as "camvid", or the path of a `.toml` file.
+
+    Raises:
+      UserError: there is no such card, or it is wrong; names the file, the key and what it expects.
+    """
+    text = str(name_or_path)
+    if text.endswith(".toml") or "/" in text or "\\" in text:
+        path = Path(text)
+    else:
+        path = _shipped_folder() / f"{text}.toml"
+        if not path.is_file():
+            raise UserError(
+                f"no card is called {text!r}: use one of {', '.join(shipped_cards())}, "
+                "or the path of a .toml file"
+            )
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read this card: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a TOML file: {error}") from error
+    return _card(Table(str(path), "", values))
+
+
+def _shipped_folder() -> Path:
+    """data/ inside the installed package, or at the top of the repository."""
+    inside = _HERE / "data"
+    return inside if inside.is_dir() else _HERE.parent / "data"
+
+
+def _card(top: Table) -> DatasetCard:
+    name = top.text("name")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise top.error("name", f"is {name!r}; use letters, digits, _ and - only")
+    task = top.choice("task", TASKS)
+    kind = top.text("format")
+    about = top.table("about")
+    facts = {"source": about.text("source"), "license": about.text("license")}
+    facts["citation"] = about.text("citation", "")
+    about.close()
+    taxonomy, void_colors = _classes(top, name)
+    files = _files(top.table("files", {}))
+    counts = top.table("splits")
+    splits = {split: counts.number(split, 1, 10**9) for split in list(counts.values)}
+    if not splits:
+        raise top.error("splits", "is empty; expected the number of images of each split")
+    _check_splits(top, files, splits)
+    recipe, test = _recipe(top.table("augmentation")), _test_rule(top.table("test"))
+    panoptic = top.table("panoptic", {"object_mask": 0.8, "overlap": 0.8})  # MaskFormer's on COCO
+    thresholds = {key: float(panoptic.take(key, float)) for key in ("object_mask", "overlap")}
+    for key, value in thresholds.items():
+        if not 0 <= value <= 1:
+            raise panoptic.error(key, f"is {value}; expected a number from 0 to 1")
+    panoptic.close()
+    options = top.take("options", dict, {})
+    top.close()
+    return DatasetCard(
+        name=name,
+        path=top.path,
+        task=task,
+        format=kind,
+        taxonomy=taxonomy,
+        splits=splits,
+        train=recipe,
+        test=test,
+        **thresholds,
+        void_colors=void_colors,
+        files=files,
+        options=options,
+        about=facts,
+    )
+
+
+def _classes(top: Table, name: str) -> tuple[Taxonomy, tuple[tuple[int, int, int], ...]]:
+    """Every class, and what means nothing; ids, names and colours tell classes apart."""
+    rows = top.take("classes", list, [])
+    if not rows:
+        raise top.error("classes", "is missing; expected one line a class, before any [section]")
+    categories = []
+    for i, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise top.error(f"classes[{i}]", f"is {row!r}; expected a table with id, name, ...")
+        line = Table(top.path, f"classes[{i}].", row)
+        categories.append(
+            Category(
+                id=line.number("id", 0, LARGEST_ID),
+                name=line.text("name"),
+                thing=line.take("thing", bool),
+                color=_color(line, "color", line.take("color", list)),
+                synonyms=line.texts("synonyms", []),
+            )
+        )
+        line.close()
+    void = top.numbers("void", -1, LARGEST_ID, [])
+    colors = tuple(
+        _color(top, f"void_colors[{i}]", value)
+        for i, value in enumerate(top.take("void_colors", list, []))
+    )
+    for key in ("id", "name", "color"):
+        seen = {}
+        for i, category in enumerate(categories):
+            value = getattr(category, key)
+            first = seen.setdefault(value.lower() if key == "name" else value, i)
+            if first != i:
+                raise top.error(
+                    f"classes[{i}].{key}",
+                    f"is {value!r}, as in classes[{first}]; make it distinct",
+                )
+    for category in categories:
+        if category.id in void:
+            raise top.error("void", f"has {category.id}, which is the class {category.name!r}")
+        if category.color in colors:
+            raise top.error(
+                "void_colors",
+                f"has {list(category.color)}, which is the class {category.name!r}",
+            )
+    return Taxonomy(name, tuple(categories), void), colors
+
+
+def _color(table: Table, key: str, value: object) -> tuple[int, int, int]:
+    if not isinstance(value, list) or len(value) != 3:
+        raise table.error(key, f"is {value!r}; expected [red, green, blue]")
+    return tuple(table.check_number(f"{key}[{i}]", part, 0, 255) for i, part in enumerate(value))
+
+
+def _files(table: Table) -> Files:
+    if isinstance(table.values.get("images"), str):
+        table.values["images"] = [table.values["images"]]
+    patterns = {
+        "folder": [table.text("folder", "")],
+        "images": table.texts("images", []),
+        "labels": [table.text("labels", "")],
+        "list": [table.text("list", "")],
+    }
+    names = table.table("split_names", {})
+    split_names = {split: names.text(split) for split in list(names.values)}
+    table.close()
+    for key, found in patterns.items():
+        for pattern in found:
+            _check_inside(table, key, pattern)
+            fields = re.findall(r"\{.*?\}|[{}]", pattern)
+            known = ("{split}",) if key in ("folder", "list") else ("{split}", "{name}")
+            for part in fields:
+                if part not in known:
+                    problem = f"is {pattern!r}, which has {part!r}; known: {', '.join(known)}"
+                    raise table.error(key, problem)
+            if pattern and "{name}" in known and fields.count("{name}") != 1:
+                raise table.error(key, f"is {pattern!r}; expected one {{name}} in it")
+    for split, value in split_names.items():
+        _check_inside(names, split, value)
+    return Files(
+        folder=patterns["folder"][0],
+        images=patterns["images"],
+        labels=patterns["labels"][0],
+        list=patterns["list"][0],
+        split_names=split_names,
+    )
+
+
+def _check_inside(table: Table, key: str, pattern: str) -> None:
+    """A path may not leave the root that the user gave."""
+    outside = ".." in PurePosixPath(pattern.replace("\\", "/")).parts
+    if outside or pattern.startswith(("/", "\\", "~")) or PureWindowsPath(pattern).drive:
+        raise table.error(key, f"is {pattern!r}; expected a path below the root, without ..")
+
+
+def _check_splits(top: Table, files: Files, splits: dict[str, int]) -> None:
+    for split in files.split_names:
+        if split not in splits:
+            raise top.error(f"files.split_names.{split}", "is not one of the card's [splits]")
+    where = [files.folder, files.list, *files.images]
+    for one, other in combinations(splits, 2):
+        same = files.split_names.get(one, one) == files.split_names.get(other, other)
+        if files.images and (same or not any("{split}" in pattern for pattern in where)):
+            problem = f"lead to the same images for the splits {one!r} and {other!r}"
+            raise top.error("files", f"{problem}; use {{split}} in images or list")
+
+
+def _recipe(table: Table) -> Recipe:
+    recipe = Recipe(
+        short_sides=table.numbers("short_sides", 1, 2**16),
+        max_side=table.number("max_side", 1, 2**16),
+        crop=table.numbers("crop", STRIDE, 2**16),
+        color=table.take("color", bool),
+        flip=table.choice("flip", FLIPS),
+        order=table.texts("order"),
+    )
+    table.close()
+    if not recipe.short_sides or max(recipe.short_sides) > recipe.max_side:
+        expected = f"expected lengths up to max_side = {recipe.max_side}"
+        raise table.error("short_sides", f"is {list(recipe.short_sides)}; {expected}")
+    if len(recipe.crop) != 2 or any(side % STRIDE for side in recipe.crop):
+        expected = f"expected [height, width], multiples of {STRIDE}"
+        raise table.error("crop", f"is {list(recipe.crop)}; {expected}")
+    if max(recipe.crop) > recipe.max_side:
+        expected = f"no image is larger than max_side = {recipe.max_side}"
+        raise table.error("crop", f"is {list(recipe.crop)}; {expected}")
+    used = {
+        "resize": True,
+        "crop": True,
+        "color": recipe.color,
+        "flip": recipe.flip != "none",
+    }
+    needed = {step for step, on in used.items() if on}
+    if not needed <= set(recipe.order) <= set(STEPS) or len(set(recipe.order)) != len(recipe.order):
+        expected = f"expected each of {', '.join(s for s in STEPS if s in needed)} once"
+        raise table.error("order", f"is {list(recipe.order)}; {expected}")
+    return recipe
+
+
+def _test_rule(table: Table) -> TestRule:
+    rule = TestRule(table.number("short_side", 1, 2**16), table.number("max_side", 1, 2**16))
+    table.close()
+    if rule.short_side > rule.max_side:
+        expected = f"expected at most max_side = {rule.max_side}"
+        raise table.error("short_side", f"is {rule.short_side}; {expected}")
+    return rule

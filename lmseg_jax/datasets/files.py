@@ -1,0 +1,111 @@
+"""Finds the image and label files of a split. Reads folders and the list file, opens no image."""
+
+import os
+from pathlib import Path, PurePosixPath
+
+from lmseg_jax.datasets.card import DatasetCard
+from lmseg_jax.errors import UserError
+
+
+class MissingRoot(UserError):
+    """The folder that holds every dataset's tree is not set or not there."""
+
+
+def entries(card: DatasetCard, split: str, *, root: str | Path) -> tuple[tuple[str, ...], ...]:
+    """Lists the images of a split and their labels, as the card's [files] say.
+
+    Args:
+      card: its `files` have `images` and `labels`.
+      split: a key of the card's `splits`.
+      root: folder that holds every dataset's tree.
+
+    Returns:
+      (name, image, label) of every sample, files relative to the root; in the order of the list
+      file, or sorted by name.
+
+    Raises:
+      UserError: the root or a folder is missing, the split is empty, an image has no label, or
+        the list names what is not there.
+    """
+    where = f"{card.name} comes from {card.about.get('source', 'where its card says')}"
+    if not str(root) or not Path(root).is_dir():
+        found = f"is {str(root)!r}, which is no folder" if str(root) else "is not set"
+        raise MissingRoot(
+            f"config.data.root (--root) {found}; {where}; its tree is in data/README.md"
+        )
+    patterns = [_filled(card, split, pattern) for pattern in card.files.images]
+    label_pattern = _filled(card, split, card.files.labels)
+    labels = _matches(label_pattern, root=root, where=where)
+    known = set(labels.values())
+    images = {}
+    for pattern in patterns:
+        for name, path in _matches(pattern, root=root, where=where).items():
+            if path in known:  # image and label lie in one folder
+                continue
+            if name in images:
+                raise UserError(
+                    f"{Path(root) / path} and {Path(root) / images[name]} are both the image "
+                    f"{name!r} of {card.name}; remove one"
+                )
+            images[name] = path
+    names = _listed(card, split, root=root, images=images) if card.files.list else sorted(images)
+    if not names:
+        raise UserError(
+            f"{card.name}/{split} is empty: no file under {root} matches {' or '.join(patterns)}; "
+            f"the card expects {card.splits[split]} images; {where}"
+        )
+    bare = [name for name in names if name not in labels]
+    if bare:
+        raise UserError(
+            f"{Path(root) / images[bare[0]]} has no label "
+            f"{Path(root) / label_pattern.replace('{name}', bare[0])} "
+            f"({len(bare)} of {len(names)} images have none)"
+        )
+    return tuple((name, images[name], labels[name]) for name in names)
+
+
+def _filled(card: DatasetCard, split: str, pattern: str) -> str:
+    """The pattern below the root, with the split in its place."""
+    path = str(PurePosixPath(card.files.folder, pattern))
+    return path.replace("{split}", card.files.split_names.get(split, split))
+
+
+def _matches(pattern: str, *, root: str | Path, where: str) -> dict[str, str]:
+    """Name -> file, relative to the root, of what matches; a name may contain folders."""
+    before, after = pattern.split("{name}")
+    folder, _, start = before.rpartition("/")
+    top = Path(root, folder)
+    if not top.is_dir():
+        raise UserError(f"{top}: no such folder; {where}; its tree is in data/README.md")
+    found = {}
+    for base, folders, files in os.walk(top):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in files:
+            path = Path(base, file).relative_to(top).as_posix()
+            long_enough = len(path) > len(start) + len(after)
+            if long_enough and path.startswith(start) and path.endswith(after) and file[0] != ".":
+                found[path[len(start) : len(path) - len(after)]] = str(PurePosixPath(folder, path))
+    return found
+
+
+def _listed(
+    card: DatasetCard, split: str, *, root: str | Path, images: dict[str, str]
+) -> list[str]:
+    """The names in the card's list file; a line may also be the image's path in the dataset."""
+    path = Path(root, _filled(card, split, card.files.list))
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read this list of images: {error}") from error
+    by_path = {image: name for name, image in images.items()}
+    names = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        name = by_path.get(str(PurePosixPath(card.files.folder, line.strip())), line.strip())
+        if name not in images:
+            raise UserError(f"{path}: line {number}: {line.strip()!r} is no image of {card.name}")
+        if name in names:
+            raise UserError(f"{path}: line {number}: {name!r} is also in line {names[name]}")
+        names[name] = number
+    return list(names)

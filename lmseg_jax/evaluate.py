@@ -1,0 +1,151 @@
+"""The end of a run, and `mode = evaluate`: all scores, the tables and the pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from lmseg_jax import assembly, checkpoint, logs, report, sharding, state, visualize
+from lmseg_jax.baselines import trivial_baselines
+from lmseg_jax.datasets.formats import open_source
+from lmseg_jax.scoring import EvaluationSet, Network, Picture, evaluate_all, evaluate_set
+
+
+def run(config: ConfigDict, workdir: Path) -> int:
+    """Scores the newest checkpoint of a workdir on every evaluation set of the config.
+
+    Raises:
+      UserError: there is no checkpoint, or it is one of another model.
+    """
+    cards = assembly.load_cards(config)
+    sets = assembly.evaluation_sets(config, cards)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, multiple=config.batching.multiple)
+    params, frozen = jax.eval_shape(lambda: state.weights(config.model, config.seed))
+    folder = workdir / assembly.CHECKPOINTS
+    name = "average" if config.optimizer.average else "params"
+    expected = {name: params, "frozen": frozen}
+    weights = checkpoint.read_weights(folder, names=(name, "frozen"), expected=expected)
+    network = Network(state.graph(config.model), assembly.vocabulary_of(cards), mesh)
+    network.load(*jax.device_put((weights[name], weights["frozen"]), sharding.replicated(mesh)))
+    finish(network, sets, config, workdir, rows=logs.read(workdir))
+    return 0
+
+
+def finish(
+    network: Network,
+    sets: Sequence[EvaluationSet],
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    rows: Sequence[dict],
+) -> dict[str, dict]:
+    """Evaluates once more and writes scores.json, cross.json, baselines.json and the pictures.
+
+    Args:
+      network: with weights loaded.
+      sets: to be scored.
+      config: of the run.
+      workdir: where files go.
+      rows: of metrics.jsonl so far, for curves and the mean of the last evaluations.
+
+    Returns:
+      {dataset: scores}.
+    """
+    scores, pictures = evaluate_all(network, sets, config)
+    rows = [*rows, {"step": config.optimizer.steps} | report.flat(scores)]
+    if config.evaluation.average > 1:
+        report.add_means(scores, rows, count=config.evaluation.average)
+    baselines = {}
+    if config.evaluation.baselines:
+        for data in sets:
+            train = open_source(data.card, config.data.train_split, root=config.data.root)
+            baselines[data.card.name] = trivial_baselines(
+                train, data.source, data.card.taxonomy, seed=config.seed
+            )
+    worlds = assembly.world_sets(sets) if config.evaluation.cross else []
+    cross = assembly.worlds_by_taxonomies(network, worlds, config) if len(worlds) > 1 else {}
+    asked = _asked(network, sets, config) if config.evaluation.pictures else []
+    if jax.process_index() != 0:
+        return scores
+
+    report.write_json(workdir / "scores.json", scores)
+    print(report.format_scores(scores, baselines))
+    if baselines:
+        report.write_json(workdir / "baselines.json", baselines)
+    if cross:
+        report.write_json(workdir / "cross.json", cross)
+        for key in ("miou", "pq"):
+            print(report.format_cross(cross, key))
+    visualize.curves(rows, workdir / "curves.png")
+    if config.evaluation.pictures:
+        visualize.panels(_panel_rows(sets, pictures), workdir / "panels.png")
+        _draw_taxonomies(asked, workdir / "taxonomies.png")
+    print(f"scores and pictures are in {workdir}", flush=True)
+    return scores
+
+
+def _panel_rows(sets: Sequence[EvaluationSet], pictures: dict[str, list[Picture]]) -> list[dict]:
+    """Rows of `visualize.panels`."""
+    rows = []
+    for data in sets:
+        for picture in pictures[data.card.name]:
+            row = {
+                "title": data.card.name,
+                "image": picture.sample.image,
+                "truth": picture.truth,
+                "prediction": picture.prediction,
+                "names": data.card.taxonomy.names,
+                "colors": data.card.taxonomy.colors,
+            }
+            if picture.segments is not None:
+                row["truth_segments"] = picture.sample.segments
+                row["prediction_segments"] = picture.segments
+            rows.append(row)
+    return rows
+
+
+def _asked(
+    network: Network, sets: Sequence[EvaluationSet], config: ConfigDict
+) -> list[tuple[EvaluationSet, list[Picture]]]:
+    """The first image of each set, asked in the taxonomy of every set."""
+    images = [data.source[0] for data in sets]
+    found = []
+    for words in sets:
+        data = EvaluationSet(_Unlabelled(images), words.card, words.dataset)
+        _, pictures = evaluate_set(
+            network, data, batch=1, threads=config.data.threads, pictures=len(images)
+        )
+        found.append((words, pictures))
+    return found
+
+
+class _Unlabelled(Sequence):
+    """Images without truth, so that any words can be asked of them."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int):
+        return assembly.without_truth(self.samples[index], name=str(index))
+
+
+def _draw_taxonomies(asked: list[tuple[EvaluationSet, list[Picture]]], path: Path) -> None:
+    """One column for each taxonomy; pictures are put back in the order of the images."""
+    order = [sorted(pictures, key=lambda p: int(p.sample.name)) for _, pictures in asked]
+    predictions = []
+    for (words, _), pictures in zip(asked, order, strict=True):
+        prediction = {
+            "title": words.card.name,
+            "names": words.card.taxonomy.names,
+            "colors": words.card.taxonomy.colors,
+            "labels": [np.asarray(picture.prediction) for picture in pictures],
+        }
+        if all(picture.segments is not None for picture in pictures):
+            prediction["segments"] = [picture.segments for picture in pictures]
+        predictions.append(prediction)
+    visualize.taxonomies([picture.sample.image for picture in order[0]], predictions, path=path)

@@ -1,0 +1,261 @@
+"""Losses: contrastive text-query classification, focal and dice masks, over all decoder layers."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lmseg_jax import matcher
+
+ALPHA, GAMMA = 0.25, 2  # focal loss (Lin et al., 2017), as in MaskFormer
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a bucket's images hold, as the losses need it.
+
+    Attributes:
+      classes: i32 [B, T], -1 where unused.
+      segments: i32 [B, H, W], -1 void, -2 padding.
+      counted: bool [B, H, W], pixels that enter masks' cost and loss.
+    """
+
+    classes: Array
+    segments: Array
+    counted: Array
+
+    @property
+    def real(self) -> Array:
+        return self.classes >= 0
+
+    def masks(self, stride: int = 1) -> tuple[Array, Array]:
+        """f32 targets [B, T, h, w] and counted [B, h, w], nearest neighbour at `stride`."""
+        segments = self.segments[:, ::stride, ::stride]
+        index = jnp.arange(self.classes.shape[1])
+        masks = segments[:, None] == index[None, :, None, None]
+        return masks.astype(jnp.float32), self.counted[:, ::stride, ::stride].astype(jnp.float32)
+
+
+def targets_of(bucket: dict[str, Array], *, unlabelled: str) -> Targets:
+    """Targets of a Batch; `unlabelled` pixels are "excluded" or "negative" for every mask."""
+    segments = bucket["segments"].astype(jnp.int32)
+    counted = segments >= 0 if unlabelled == "excluded" else jnp.ones_like(segments, bool)
+    return Targets(bucket["classes"], segments, counted)
+
+
+def focal_terms(logits: Array) -> tuple[Array, Array]:
+    """Focal loss of each pixel if its target were 1, and if it were 0.
+
+    positive = alpha (1 - p)^gamma softplus(-x), negative = (1 - alpha) p^gamma softplus(x).
+    """
+    p = jax.nn.sigmoid(logits)
+    positive = ALPHA * (1 - p) ** GAMMA * jax.nn.softplus(-logits)
+    negative = (1 - ALPHA) * p**GAMMA * jax.nn.softplus(logits)
+    return positive, negative
+
+
+def focal_loss(logits: Array, target: Array, counted: Array) -> Array:
+    """Focal loss of each mask, the mean over counted pixels.
+
+    Args:
+      logits: [..., H, W], before the sigmoid.
+      target: [..., H, W], 0 or 1.
+      counted: [..., H, W], 0 where a pixel is left out.
+
+    Returns:
+      [...], at least 0; 0 where nothing is counted.
+
+    Source: LMSeg Eq. 3; Lin et al., 2017, alpha 0.25, gamma 2.
+    """
+    positive, negative = focal_terms(logits)
+    pixels = (target * positive + (1 - target) * negative) * counted
+    return jnp.sum(pixels, (-2, -1)) / jnp.maximum(jnp.sum(counted, (-2, -1)), 1)
+
+
+def dice_loss(logits: Array, target: Array, counted: Array) -> Array:
+    """Dice loss of each mask, 0 for a perfect mask and near 1 for a disjoint one.
+
+    loss = 1 - (2 |p t| + 1) / (|p| + |t| + 1), p = sigmoid(logits); sums run over counted pixels.
+
+    Args:
+      logits: [..., H, W], before the sigmoid.
+      target: [..., H, W], 0 or 1.
+      counted: [..., H, W], 0 where a pixel is left out.
+
+    Returns:
+      [...], one value in [0, 1) per mask; the caller weighs and averages.
+
+    Source: LMSeg Eq. 3; V-Net (Milletari et al., 2016).
+    """
+    inside = jax.nn.sigmoid(logits) * counted
+    target = target * counted
+    overlap = 2 * jnp.sum(inside * target, axis=(-2, -1))
+    total = jnp.sum(inside, axis=(-2, -1)) + jnp.sum(target, axis=(-2, -1))
+    return 1 - (overlap + 1) / (total + 1)
+
+
+def matching_cost(
+    logits: Array, masks: Array, targets: Targets, *, weights: dict[str, float]
+) -> Array:
+    """Cost of giving each target to each query, at the resolution of the masks.
+
+    cost = -w_c softmax(logits)[class] + w_f focal + w_d dice; pairwise sums are matrix products.
+
+    Args:
+      logits: [B, Q, K].
+      masks: [B, Q, h, w], logits.
+      targets: of the bucket, nearest neighbour at stride H / h.
+      weights: `classification`, `focal`, `dice`.
+
+    Returns:
+      f32 [B, Q, T]; columns of unused targets mean nothing.
+
+    Source: LMSeg Sec. 3.3; MaskFormer (Cheng et al., 2021).
+    """
+    target, counted = targets.masks(targets.segments.shape[1] // masks.shape[2])
+    b, t = targets.classes.shape
+    truth = (target * counted[:, None]).reshape(b, t, -1)  # [B, T, P]
+    pixels = counted.reshape(b, 1, -1)
+    x = masks.reshape(b, masks.shape[1], -1)  # [B, Q, P]
+
+    probability = jax.nn.softmax(logits, axis=-1)
+    asked = jnp.maximum(targets.classes, 0)[:, None, :]
+    label = jnp.take_along_axis(probability, jnp.broadcast_to(asked, (b, x.shape[1], t)), axis=2)
+
+    positive, negative = focal_terms(x)
+    focal = jnp.einsum("bqp,btp->bqt", positive - negative, truth)
+    focal = focal + jnp.sum(negative * pixels, axis=-1)[..., None]
+    focal = focal / jnp.maximum(jnp.sum(pixels, axis=-1), 1)[..., None]
+
+    inside = jax.nn.sigmoid(x) * pixels
+    overlap = 2 * jnp.einsum("bqp,btp->bqt", inside, truth)
+    total = jnp.sum(inside, axis=-1)[..., None] + jnp.sum(truth, axis=-1)[:, None, :]
+    dice = 1 - (overlap + 1) / (total + 1)
+    return -weights["classification"] * label + weights["focal"] * focal + weights["dice"] * dice
+
+
+def denominators(classes: Array, *, queries: int, no_object: float) -> dict[str, Array]:
+    """What the sums of a whole update are divided by, so that cutting it changes nothing.
+
+    Args:
+      classes: i32 [N, T], of every image of the update, -1 where unused.
+      queries: Q.
+      no_object: class weight of an unmatched query.
+
+    Returns:
+      `masks`: number of real targets, at least 1; `weights`: sum of the class weights of all
+      queries, real + no_object (N Q - real).
+    """
+    real = jnp.sum(classes >= 0).astype(jnp.float32)
+    return {
+        "masks": jnp.maximum(real, 1),
+        "weights": real + no_object * (classes.shape[0] * queries - real),
+    }
+
+
+def contrastive_loss(logits: Array, query: Array, classes: Array, *, valid, no_object) -> Array:
+    """Weighted sum over queries of -log softmax(logits)[target].
+
+    A matched query's target is its segment's class (weight 1), any other's is background, the last
+    valid name (weight `no_object`).
+
+    Args:
+      logits: [B, Q, K].
+      query: i32 [B, T], the query of each target.
+      classes: i32 [B, T], -1 where unused.
+      valid: bool [B, K], real names.
+      no_object: weight of background.
+
+    Returns:
+      Scalar sum; divide by `denominators()["weights"]`.
+
+    Source: LMSeg Eq. 2.
+    """
+    b, q, _ = logits.shape
+    background = jnp.sum(valid, axis=-1) - 1
+    real = classes >= 0
+    slot = jnp.where(real, query, q)  # unused targets fall out of range and are dropped
+
+    def place(row, slot, values):
+        return row.at[slot].set(values, mode="drop")
+
+    label = jax.vmap(place)(jnp.broadcast_to(background[:, None], (b, q)), slot, classes)
+    weight = jax.vmap(place, (None, 0, None))(jnp.full(q, no_object), slot, 1.0)
+    log_probability = jax.nn.log_softmax(logits, axis=-1)
+    picked = jnp.take_along_axis(log_probability, label[..., None], axis=-1)[..., 0]
+    return -jnp.sum(weight * picked)
+
+
+def total_loss(
+    predictions: dict[str, Array],
+    bucket: dict[str, Array],
+    denominators: dict[str, Array],
+    *,
+    valid: Array,
+    loss: ConfigDict,
+    matching: ConfigDict,
+    mesh: Mesh | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """A bucket's share of the update's loss, summed over decoder layers.
+
+    Matching runs first, without gradient and in one callback for all layers; then the losses of
+    one layer live at a time.
+
+    Args:
+      predictions: logits [L, B, Q, K], masks [L, B, Q, h, w].
+      bucket: a Batch.
+      denominators: of the whole update.
+      valid: bool [M, K], real names of each dataset.
+      loss: `config.loss`.
+      matching: `config.matcher`.
+      mesh: whose axes split B.
+
+    Returns:
+      The loss, and its parts: `classification`, `focal`, `dice` (weighted, all layers),
+      `final` (the last layer's total) and `nonfinite` (costs that were NaN or infinite).
+    """
+    targets = targets_of(bucket, unlabelled=loss.unlabelled)
+    logits = predictions["logits"].astype(jnp.float32)
+    masks = predictions["masks"].astype(jnp.float32)
+    weights = {key: matching[key] for key in ("classification", "focal", "dice")}
+    cost = jax.lax.map(
+        lambda layer: matching_cost(*layer, targets, weights=weights),
+        jax.lax.stop_gradient((logits, masks)),
+    )
+    count = jnp.sum(targets.real, axis=-1).astype(jnp.int32)
+    query = matcher.assign(cost, count, where=matching.where, mesh=mesh)
+    wrong = ~jnp.isfinite(cost) & targets.real[None, :, None, :]
+
+    height, width = targets.segments.shape[1:]
+    stride = 1 if loss.resolution == "full" else height // masks.shape[3]
+    target, counted = targets.masks(stride)
+    names = valid[bucket["dataset"]]
+
+    @jax.checkpoint
+    def layer_loss(layer):
+        logits, masks, query = layer
+        chosen = jax.vmap(lambda mask, index: mask[index])(masks, query)  # [B, T, h, w]
+        if loss.resolution == "full":
+            shape = (*chosen.shape[:2], height, width)
+            chosen = jax.image.resize(chosen, shape, "bilinear", antialias=False)
+        real = targets.real
+        focal = jnp.sum(jnp.where(real, focal_loss(chosen, target, counted[:, None]), 0))
+        dice = jnp.sum(jnp.where(real, dice_loss(chosen, target, counted[:, None]), 0))
+        classification = contrastive_loss(
+            logits, query, targets.classes, valid=names, no_object=loss.no_object
+        )
+        return {
+            "classification": loss.classification * classification / denominators["weights"],
+            "focal": loss.focal * focal / denominators["masks"],
+            "dice": loss.dice * dice / denominators["masks"],
+        }
+
+    layers = jax.lax.map(layer_loss, (logits, masks, query))  # each [L]
+    parts = {key: jnp.sum(value) for key, value in layers.items()}
+    total = sum(parts.values())
+    parts["final"] = sum(value[-1] for value in layers.values())
+    parts["nonfinite"] = jnp.sum(wrong).astype(jnp.float32)
+    return total, parts

@@ -1,0 +1,138 @@
+"""Category-guided decoder (CGD): queries look at themselves, the image and the class names."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.nn import initializers
+
+from lmseg_jax.models.layers import (
+    Attention,
+    caffe_xavier,
+    dropout,
+    sine_positions,
+    torch_linear,
+    xavier,
+)
+
+ORDERS = {
+    "visual-text": ("visual", "text"),
+    "text-visual": ("text", "visual"),
+    "visual": ("visual",),  # no category guidance: MaskFormer's decoder
+}
+
+
+class DecoderLayer(nnx.Module):
+    """Self-attention, the cross-attentions of `order`, feed-forward; each with a norm after it.
+
+    x = norm(x + dropout(attention(x))). Queries carry their learned position in every attention;
+    image keys carry a sine position; the text has none.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        feedforward: int,
+        dropout: float,
+        order: str,
+        rngs: nnx.Rngs,
+    ):
+        steps = ("self", *ORDERS[order])
+        self.attentions = nnx.List(
+            [Attention(width, heads, dropout=dropout, rngs=rngs) for _ in steps]
+        )
+        self.norms = nnx.List([nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs) for _ in steps])
+        self.expand = torch_linear(width, feedforward, kernel_init=xavier, rngs=rngs)
+        self.contract = torch_linear(feedforward, width, kernel_init=xavier, rngs=rngs)
+        self.feedforward_norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.steps = steps
+        self.dropout = dropout
+
+    def __call__(
+        self,
+        x: Array,
+        position: Array,
+        *,
+        sources: dict[str, tuple[Array, Array, Array]],
+        rngs: nnx.Rngs | None = None,
+    ) -> Array:
+        """x, position: [B, Q, D]; sources: (keys, values [B, S, D], valid [B, S]) by step name."""
+        for step, attention, norm in zip(self.steps, self.attentions, self.norms, strict=True):
+            queries = x + position
+            keys, values, valid = sources[step] if step != "self" else (queries, x, None)
+            change = attention(queries, keys, values, valid=valid, rngs=rngs)
+            x = norm(x + dropout(change, self.dropout, rngs))
+        change = dropout(nnx.relu(self.expand(x)), self.dropout, rngs)
+        return self.feedforward_norm(x + dropout(self.contract(change), self.dropout, rngs))
+
+
+class CategoryDecoder(nnx.Module):
+    """Turns learned queries into segment embeddings, guided by the asked categories.
+
+    Source: LMSeg Sec. 3.4; layers follow DETR's decoder as in MaskFormer (post-norm, queries start
+    at zero with a learned position, one final norm shared by the outputs of all layers).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        *,
+        queries: int,
+        layers: int,
+        heads: int,
+        feedforward: int,
+        dropout: float,
+        order: str,
+        rngs: nnx.Rngs,
+    ):
+        if order not in ORDERS:
+            raise ValueError(f"decoder order {order!r} is not one of {sorted(ORDERS)}")
+        self.project = nnx.Linear(channels, width, kernel_init=caffe_xavier, rngs=rngs)
+        self.position = nnx.Param(initializers.normal(1.0)(rngs.params(), (queries, width)))
+        self.layers = nnx.List(
+            [
+                DecoderLayer(
+                    width, heads, feedforward=feedforward, dropout=dropout, order=order, rngs=rngs
+                )
+                for _ in range(layers)
+            ]
+        )
+        self.norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+
+    def __call__(
+        self,
+        memory: Array,
+        memory_valid: Array,
+        *,
+        text: Array,
+        text_valid: Array,
+        rngs: nnx.Rngs | None = None,
+    ) -> Array:
+        """Segment embeddings after every layer.
+
+        Args:
+          memory: [B, h, w, C], image features.
+          memory_valid: bool [B, h, w], False where a cell is padding only.
+          text: [B, K, D], embeddings of the names asked for, background last.
+          text_valid: bool [B, K].
+          rngs: stream `dropout`; None means evaluation.
+
+        Returns:
+          [L, B, Q, D].
+        """
+        b, h, w, _ = memory.shape
+        values = self.project(memory).reshape(b, h * w, -1)
+        keys = values + sine_positions(h, w, values.shape[-1]).reshape(1, h * w, -1)
+        sources = {
+            "visual": (keys, values, memory_valid.reshape(b, h * w)),
+            "text": (text, text, text_valid),
+        }
+        position = jnp.broadcast_to(self.position[...][None], (b, *self.position.shape))
+        x = jnp.zeros_like(position)
+        outputs = []
+        for layer in self.layers:
+            x = layer(x, position, sources=sources, rngs=rngs)
+            outputs.append(self.norm(x))
+        return jnp.stack(outputs)

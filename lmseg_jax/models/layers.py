@@ -1,0 +1,124 @@
+"""Parts that several modules share: attention, position encoding, dropout, MLP, resizing."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.nn import initializers
+
+# uniform in +-sqrt(6 / (fan_in + fan_out)) and in +-sqrt(3 / fan_in)
+xavier = initializers.variance_scaling(1.0, "fan_avg", "uniform")
+caffe_xavier = initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+
+def torch_linear(inputs: int, outputs: int, *, kernel_init=None, rngs: nnx.Rngs) -> nnx.Linear:
+    """Linear layer whose kernel and bias start uniform in +-1/sqrt(inputs), as PyTorch's do."""
+    bound = inputs**-0.5
+
+    def uniform(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nnx.Linear(
+        inputs, outputs, kernel_init=kernel_init or uniform, bias_init=uniform, rngs=rngs
+    )
+
+
+def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
+    """Zeroes values with probability `rate` and scales the rest; `rngs=None` means evaluation."""
+    if rngs is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(rngs.dropout(), 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+def sine_positions(height: int, width: int, channels: int) -> Array:
+    """Sine position encoding of a grid.
+
+    Positions are 1-based, divided by the grid's size and scaled to 2 pi. The first half of the
+    channels encodes rows, the second columns; sine and cosine alternate within a half, with
+    wavelengths 10000^(2 floor(i/2) / (channels/2)).
+
+    Args:
+      height, width: of the grid.
+      channels: of the encoding, a multiple of 4.
+
+    Returns:
+      f32 [height, width, channels], values in [-1, 1].
+
+    Source: DETR (Carion et al., 2020), as MaskFormer configures it.
+    """
+    half = channels // 2
+    wavelength = 10_000.0 ** (2 * (jnp.arange(half) // 2) / half)
+
+    def encode(count):
+        position = (jnp.arange(count) + 1) / (count + 1e-6) * 2 * jnp.pi
+        angle = position[:, None] / wavelength[None, :]
+        even = jnp.arange(half)[None, :] % 2 == 0
+        return jnp.where(even, jnp.sin(angle), jnp.cos(angle))  # [count, half]
+
+    rows = jnp.broadcast_to(encode(height)[:, None], (height, width, half))
+    columns = jnp.broadcast_to(encode(width)[None, :], (height, width, half))
+    return jnp.concatenate([rows, columns], axis=-1)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with dropout on the attention weights.
+
+    out = W_o concat_h softmax(q_h k_h^T / sqrt(d)) v_h; keys that are not valid get weight zero.
+    """
+
+    def __init__(self, width: int, heads: int, *, dropout: float = 0.0, rngs: nnx.Rngs):
+        # the three projections start as one matrix [width, 3 width] would
+        fused = initializers.variance_scaling(0.5, "fan_avg", "uniform")
+        self.query = nnx.Linear(width, width, kernel_init=fused, rngs=rngs)
+        self.key = nnx.Linear(width, width, kernel_init=fused, rngs=rngs)
+        self.value = nnx.Linear(width, width, kernel_init=fused, rngs=rngs)
+        self.out = nnx.Linear(width, width, kernel_init=xavier, rngs=rngs)
+        self.heads = heads
+        self.dropout = dropout
+
+    def __call__(
+        self,
+        queries: Array,
+        keys: Array,
+        values: Array,
+        *,
+        valid: Array | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Array:
+        """queries [B, Q, D], keys and values [B, S, D], valid bool [B, S] -> [B, Q, D]."""
+
+        def split(x):
+            return x.reshape(*x.shape[:2], self.heads, -1)  # [B, S, heads, D / heads]
+
+        q, k, v = split(self.query(queries)), split(self.key(keys)), split(self.value(values))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
+        if valid is not None:
+            scores = jnp.where(valid[:, None, None, :], scores, -1e9)
+        weights = dropout(jax.nn.softmax(scores, axis=-1), self.dropout, rngs)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        return self.out(mixed.reshape(queries.shape))
+
+
+class MLP(nnx.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, sizes: tuple[int, ...], *, rngs: nnx.Rngs):
+        self.layers = nnx.List(
+            [torch_linear(a, b, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+        )
+
+    def __call__(self, x: Array) -> Array:
+        for layer in self.layers[:-1]:
+            x = nnx.relu(layer(x))
+        return self.layers[-1](x)
+
+
+def nearest_upsample(x: Array, height: int, width: int) -> Array:
+    """Nearest neighbour, source index floor(target * in / out). x: [B, h, w, C] -> [B, H, W, C]."""
+    _, h, w, _ = x.shape
+    if (height, width) == (2 * h, 2 * w):
+        return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    rows = jnp.arange(height) * h // height
+    columns = jnp.arange(width) * w // width
+    return x[:, rows][:, :, columns]

@@ -1,0 +1,85 @@
+"""A pool of captioned crops of world scenes, rendered once and kept beside the run."""
+
+import concurrent.futures
+import json
+import multiprocessing
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from lmseg_jax.datasets.captions import caption_crop
+
+CHUNK = 250  # crops that a process renders at a time
+SILENT = {"a", "an", "the", "photo", "of"}  # words that change nothing about what a caption says
+
+
+@dataclass(frozen=True)
+class Crops:
+    """N captioned crops.
+
+    Attributes:
+      images: uint8 [N, size, size, 3], RGB.
+      captions, shapes, colors, textures, stuff: str [N], "" where a crop has none.
+    """
+
+    images: np.ndarray
+    captions: np.ndarray
+    shapes: np.ndarray
+    colors: np.ndarray
+    textures: np.ndarray
+    stuff: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def render_crops(first: int, count: int, *, size: int, processes: int = 0) -> Crops:
+    """Crops number `first` to `first + count - 1`, the same for any number of processes.
+
+    Args:
+      first: index of the first crop.
+      count: how many.
+      size: of their sides in pixels.
+      processes: that render; 0 = this one.
+    """
+    ends = [*range(first, first + count, CHUNK), first + count]
+    chunks = [(a, b, size) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    if processes:
+        context = multiprocessing.get_context("spawn")  # a fork of a process with JAX may hang
+        with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
+            parts = list(pool.map(_render_chunk, chunks))
+    else:
+        parts = [_render_chunk(chunk) for chunk in chunks]
+    return Crops(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def load_or_render(folder: Path, first: int, count: int, *, size: int, processes: int = 0) -> Crops:
+    """`render_crops`, kept in a folder; rendered anew if the renderer draws differently by now."""
+    name = f"crops-{first}-{count}-{size}"
+    images_path, words_path = folder / f"{name}.npy", folder / f"{name}.json"
+    if images_path.exists() and words_path.exists():
+        images = np.load(images_path, mmap_mode="r")
+        last = caption_crop(first + count - 1, size=size)
+        words = json.loads(words_path.read_text(encoding="utf-8"))
+        if np.array_equal(images[-1], last.image) and words["captions"][-1] == last.caption:
+            return Crops(images, **{key: np.array(value) for key, value in words.items()})
+    crops = render_crops(first, count, size=size, processes=processes)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.save(images_path, crops.images)
+    words = {field.name: getattr(crops, field.name).tolist() for field in fields(crops)[1:]}
+    words_path.write_text(json.dumps(words), encoding="utf-8")
+    return crops
+
+
+def meaning(caption: str) -> str:
+    """A caption without the words that say nothing: "a photo of a disc" -> "disc"."""
+    return " ".join(word for word in caption.split() if word not in SILENT)
+
+
+def _render_chunk(chunk: tuple[int, int, int]) -> tuple[np.ndarray, ...]:
+    first, end, size = chunk
+    crops = [caption_crop(index, size=size) for index in range(first, end)]
+    keys = ("caption", "shape", "color", "texture", "stuff")
+    words = [np.array([getattr(crop, key) or "" for crop in crops]) for key in keys]
+    return (np.stack([crop.image for crop in crops]), *words)

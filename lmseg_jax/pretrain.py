@@ -1,0 +1,298 @@
+"""Contrastive pre-training of worlds-clip on captioned crops of rendered scenes.
+
+python -m lmseg_jax.main --config configs/clip_worlds.py --workdir DIR
+
+Writes worlds_clip.safetensors and worlds_clip.json to the workdir at every evaluation. A run that
+was interrupted begins anew; only its rendered crops are kept.
+
+Source: Radford et al., 2021; LMSeg Sec. 3.2 for what the towers are used for.
+"""
+
+import functools
+import importlib.metadata
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+from ml_collections import ConfigDict
+
+from lmseg_jax import logs, sharding, tokenizer
+from lmseg_jax.models.clip import Clip
+from lmseg_jax.models.norms import Constant
+from lmseg_jax.optimizer import make_optimizer
+from lmseg_jax.pipeline import crops as crops_module
+from lmseg_jax.pipeline.crops import Crops
+from lmseg_jax.pretrained import clip
+
+WEIGHTS, MANIFEST = "worlds_clip.safetensors", "worlds_clip.json"
+LARGEST_SCALE = 100.0  # of cosine similarities, as in CLIP
+CHUNK = 250  # images encoded at a time in evaluation
+
+# Words asked of each attribute in zero-shot evaluation; crops without the attribute are left out.
+PROMPTS = {
+    "shape": {s: f"a {s}" for s in ("disc", "ring", "square", "triangle", "star", "cross")},
+    "color": {c: f"a {c} object" for c in ("red", "green", "blue", "yellow", "purple")},
+    "texture": {t: f"a {t} object" for t in ("striped", "checkered", "dotted", "plain")},
+    "coarse": {"round": "a round thing", "angular": "an angular thing"},
+    "stuff": {s: s for s in ("grass", "water", "sand", "rock")},
+}
+COARSE = {"disc": "round", "ring": "round", "square": "angular", "triangle": "angular"}
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Pre-trains for `optimizer.steps` updates and writes weights and manifest.
+
+    Raises:
+      UserError: if the devices do not divide the batch.
+    """
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, multiple=config.batching.multiple)
+    keys = config.pretrain
+    render = functools.partial(
+        crops_module.load_or_render, workdir / "crops", size=keys.size, processes=keys.processes
+    )
+    unseen = render(keys.unseen_first, keys.unseen)
+    seen = render(0, keys.crops)
+    tokens, meanings = caption_tokens(seen)
+
+    optimizer = make_optimizer(config.optimizer)
+    graphdef, params, constants = create(config)
+    table = params["text"]["tokens"]
+    params["text"]["tokens"] = jnp.asarray(clip.token_table(table.shape[1], seed=config.seed))
+    everywhere = sharding.replicated(mesh)
+    state = jax.device_put((params, constants, optimizer.init(params)), everywhere)
+    update = make_update(graphdef, optimizer, config)
+    score = make_score(graphdef, config)
+
+    log, batch = logs.Logs(workdir), config.batching.batch
+    log.truncate(-1)
+    progress = logs.Progress(config.optimizer.steps, images=batch)
+    for step in range(config.optimizer.steps):
+        rows, flips = draw(step, batch, total=len(seen), seed=config.seed)
+        arrays = {"image": seen.images[rows], "flip": flips}
+        arrays |= {"tokens": tokens[rows], "meaning": meanings[rows]}
+        batch_arrays = sharding.batch_to_global(arrays, mesh)
+        state, measured = update(state, batch_arrays, np.int32(step))
+        done, last = step + 1, step + 1 == config.optimizer.steps
+        if done % config.log.every == 0 or last:
+            values = {name: float(value) for name, value in measured.items()}
+            log.write(done, values)
+            progress.update(done, values, compiled=step < config.log.every)
+        if done % config.evaluation.every == 0 or last:
+            with progress.paused():
+                accuracy = score(state, unseen)
+                log.write(done, accuracy)
+                progress.message(
+                    f"update {done}: "
+                    + "  ".join(f"{name} {value:.1f}" for name, value in accuracy.items())
+                )
+                write(workdir, state, tokens, config, accuracy=accuracy, steps=done)
+    log.close()
+
+
+def create(config: ConfigDict) -> tuple[nnx.GraphDef, dict, dict]:
+    """Graph, parameters and running averages of a new model."""
+    text = {key: config.model.text[key] for key in ("width", "layers", "heads", "embedding")}
+    resnet = config.model.resnet
+    model = Clip(
+        config.pretrain.size,
+        depths=resnet.depths,
+        width=resnet.width,
+        text=text,
+        rngs=nnx.Rngs(config.seed),
+    )
+    graphdef, params, constants = nnx.split(model, nnx.Param, ...)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(constants)
+
+
+def caption_tokens(crops: Crops) -> tuple[np.ndarray, np.ndarray]:
+    """i32 [N, S] with SOT and EOT, and i32 [N], equal where captions say the same."""
+    texts, where = np.unique(crops.captions, return_inverse=True)
+    full = tokenizer.tokenize_full(texts.tolist())
+    longest = int((full != tokenizer.END).sum(axis=1).max()) + 1
+    said = [crops_module.meaning(text) for text in texts]
+    meanings = np.unique(said, return_inverse=True)[1].astype(np.int32)
+    return full[where, :longest], meanings[where]
+
+
+def draw(step: int, batch: int, *, total: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of an update, each crop once in an epoch, and which of them to flip, bool [B, 2].
+
+    A function of (seed, step) only.
+    """
+    epoch, place = divmod(step, total // batch)
+    order = np.random.default_rng((seed, 0, epoch)).permutation(total)
+    flips = np.random.default_rng((seed, 1, step)).random((batch, 2)) < 0.5
+    return order[place * batch : (place + 1) * batch], flips
+
+
+def prepare(images: Array) -> Array:
+    """uint8 -> f32 with CLIP's mean and standard deviation."""
+    shape = (1, 1, 1, 3)
+    mean, std = jnp.array(clip.MEAN).reshape(shape), jnp.array(clip.STD).reshape(shape)
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def flipped(images: Array, flip: Array) -> Array:
+    """Mirrors images [B, H, W, 3] left-right and upside-down where bool [B, 2] says so."""
+    for axis in (2, 1):
+        chosen = flip[:, 2 - axis].reshape(-1, 1, 1, 1)
+        images = jnp.where(chosen, jnp.flip(images, axis), images)
+    return images
+
+
+def contrastive_loss(logits: Array, meaning: Array) -> Array:
+    """Symmetric cross entropy of images and captions.
+
+    loss = (CE(rows) + CE(columns)) / 2; the target of a row is uniform over the captions that say
+    the same as its own.
+
+    Args:
+      logits: f32 [B, B], images by captions.
+      meaning: i32 [B], equal where captions say the same.
+
+    Source: CLIP, with captions that repeat.
+    """
+    same = (meaning[:, None] == meaning[None, :]).astype(jnp.float32)
+    target = same / jnp.sum(same, axis=1, keepdims=True)
+    images = optax.softmax_cross_entropy(logits, target)
+    captions = optax.softmax_cross_entropy(logits.T, target)
+    return (jnp.mean(images) + jnp.mean(captions)) / 2
+
+
+def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, config):
+    """The jitted `(state, batch, step) -> (state, measurements)`."""
+    count = config.batching.batch
+    prompted = round(config.pretrain.prompted * count)
+    width, length = config.model.text.width, config.model.text.prompt
+
+    def loss_fn(params, constants, batch, step):
+        model = nnx.merge(graphdef, params, constants)
+        images = model.encode_image(prepare(flipped(batch["image"], batch["flip"])), train=True)
+        # Behind vectors like LMSeg's untrained prompt, so that the frozen tower knows such places.
+        key = jax.random.fold_in(jax.random.key(config.seed), step)
+        prompt = config.model.text.prompt_std * jax.random.normal(key, (length, width))
+        tokens = batch["tokens"]
+        texts = [
+            model.encode_text(tokens[:prompted], prompt=prompt),
+            model.encode_text(tokens[prompted:]),
+        ]
+        scale = jnp.exp(jnp.minimum(model.logit_scale[...], jnp.log(LARGEST_SCALE)))
+        logits = scale * images @ jnp.concatenate(texts).T
+        averages = nnx.to_pure_dict(nnx.state(model, Constant))
+        return contrastive_loss(logits, batch["meaning"]), (averages, scale)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(state, batch, step):
+        params, constants, moments = state
+        (loss, (constants, scale)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            params, constants, batch, step
+        )
+        changes, moments = optimizer.update(grads, moments, params)
+        params = optax.apply_updates(params, changes)
+        measured = {"loss": loss, "scale": scale, "gradient": optax.global_norm(grads)}
+        return (params, constants, moments), measured
+
+    return update
+
+
+def make_score(graphdef: nnx.GraphDef, config: ConfigDict):
+    """`(state, crops) -> {attribute: percent}`: zero-shot accuracy, plain and behind a prompt."""
+
+    @jax.jit
+    def encode_images(params, constants, images):
+        return nnx.merge(graphdef, params, constants).encode_image(prepare(images))
+
+    @jax.jit
+    def encode_texts(params, constants, tokens, prompt):
+        model = nnx.merge(graphdef, params, constants)
+        return model.encode_text(tokens), model.encode_text(tokens, prompt=prompt)
+
+    shape = (config.model.text.prompt, config.model.text.width)
+    prompt = config.model.text.prompt_std * np.random.default_rng(0).standard_normal(shape)
+
+    def score(state, crops):
+        params, constants, _ = state
+        parts = range(0, len(crops), CHUNK)
+        images = [encode_images(params, constants, crops.images[i : i + CHUNK]) for i in parts]
+        images = np.concatenate([np.asarray(part) for part in images])
+        words = [word for group in PROMPTS.values() for word in group.values()]
+        tokens = tokenizer.tokenize_full(words, length=16)
+        plain, behind = encode_texts(params, constants, tokens, prompt.astype(np.float32))
+        behind = zero_shot(images, np.asarray(behind), crops)
+        return zero_shot(images, np.asarray(plain), crops) | {
+            f"{name}_prompted": value for name, value in behind.items()
+        }
+
+    return score
+
+
+def zero_shot(images: np.ndarray, texts: np.ndarray, crops: Crops) -> dict[str, float]:
+    """Percent of crops whose attribute is the most similar text, for each attribute.
+
+    Args:
+      images: f32 [N, C] of unit length.
+      texts: f32 [T, C] of unit length, the entries of `PROMPTS` in order.
+      crops: their truth.
+    """
+    truths = {
+        "shape": crops.shapes,
+        "color": crops.colors,
+        "texture": crops.textures,
+        "coarse": np.array([COARSE.get(shape, "") for shape in crops.shapes]),
+        "stuff": np.where(crops.shapes == "", crops.stuff, ""),
+    }
+    accuracy, first = {}, 0
+    for name, words in PROMPTS.items():
+        asked = truths[name] != ""
+        guess = (images[asked] @ texts[first : first + len(words)].T).argmax(axis=1)
+        right = np.array(list(words))[guess] == truths[name][asked]
+        accuracy[name] = 100 * float(np.mean(right))
+        first += len(words)
+    return accuracy
+
+
+def write(
+    workdir: Path,
+    state,
+    tokens: np.ndarray,
+    config: ConfigDict,
+    *,
+    accuracy: dict[str, float],
+    steps: int,
+) -> None:
+    """Writes the weights and the manifest that says how they came about."""
+    params, constants, _ = jax.device_get(state)
+    clip.write_clip(
+        workdir / WEIGHTS,
+        image=_joined(params["image"], constants["image"]),
+        pool=params["pool"],
+        text=params["text"],
+        logit_scale=params["logit_scale"],
+        rows=np.unique(tokens),
+        seed=config.seed,
+        heads=config.model.text.heads,
+    )
+    total = config.optimizer.steps
+    manifest = {
+        "accuracy": {name: round(value, 2) for name, value in accuracy.items()},
+        "unseen_crops": [config.pretrain.unseen_first, config.pretrain.unseen],
+        "steps": steps,
+        "images": steps * config.batching.batch,
+        "command": "python -m lmseg_jax.main --config configs/clip_worlds.py --workdir DIR"
+        f" --config.optimizer.steps={total}",
+        "seed": config.seed,
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
+    }
+    (workdir / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _joined(first: dict, second: dict) -> dict:
+    """One nested dict of two whose leaves never collide."""
+    return first | {
+        key: _joined(first[key], value) if key in first else value for key, value in second.items()
+    }

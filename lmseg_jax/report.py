@@ -1,0 +1,85 @@
+"""Scores as text and files: what a run prints and writes when it is done."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+def flat(scores: dict[str, dict]) -> dict[str, float]:
+    """{"score/<dataset>/<metric>": value} of every metric that is one number."""
+    return {
+        f"score/{name}/{key}": value
+        for name, score in scores.items()
+        for key, value in score.items()
+        if isinstance(value, int | float)
+    }
+
+
+def add_means(scores: dict[str, dict], rows: Sequence[dict], *, count: int) -> None:
+    """Adds `mean_of_last` = the mean mIoU and PQ of a run's last `count` evaluations.
+
+    Args:
+      scores: {dataset: scores}, changed in place.
+      rows: of metrics.jsonl, the final evaluation last.
+      count: how many; fewer if the run had fewer, which `evaluations` then says.
+    """
+    for name, score in scores.items():
+        last = [row for row in rows if f"score/{name}/miou" in row][-count:]
+        score["mean_of_last"] = {"evaluations": len(last)} | {
+            key: float(np.mean([row[f"score/{name}/{key}"] for row in last]))
+            for key in ("miou", "pq")
+            if last and all(f"score/{name}/{key}" in row for row in last)
+        }
+
+
+def diagonal_share(table: dict, key: str) -> float:
+    """Mean off the diagonal over mean on it, in percent."""
+    names = list(table)
+    diagonal = np.mean([table[name][name][key] for name in names])
+    others = [table[a][b][key] for a in names for b in names if a != b]
+    return 100 * float(np.mean(others) / diagonal)
+
+
+def format_scores(scores: dict[str, dict], baselines: dict[str, dict] | None) -> str:
+    """A table a dataset a row: mIoU and PQ, beside the trivial baselines' mIoU if given."""
+    kinds = list(next(iter(baselines.values()))) if baselines else []
+    header = f"{'dataset':<18}{'mIoU':>8}{'PQ':>8}" + "".join(f"{kind:>12}" for kind in kinds)
+    rows = [header + ("   (baselines: mIoU)" if kinds else "")]
+
+    def cell(value, width):
+        return f"{'-':>{width}}" if value is None else f"{value:>{width}.1f}"
+
+    def row(name, score, others):
+        return f"{name:<18}" + cell(score.get("miou"), 8) + cell(score.get("pq"), 8) + others
+
+    for name, score in scores.items():
+        others = "".join(cell(baselines[name][kind]["miou"], 12) for kind in kinds)
+        rows.append(row(name, score, others))
+    means = {
+        key: float(np.mean(values))
+        for key in ("miou", "pq")
+        if (values := [s[key] for s in scores.values() if s.get(key) is not None])
+    }
+    others = "".join(
+        cell(float(np.mean([baselines[name][kind]["miou"] for name in scores])), 12)
+        for kind in kinds
+    )
+    return "\n".join([*rows, row("mean", means, others)])
+
+
+def format_cross(table: dict, key: str) -> str:
+    """The worlds x taxonomies table of one score: rows are scenes, columns the words asked."""
+    rows = [f"{key + ': scenes / words':<24}" + "".join(f"{name:>18}" for name in table)]
+    for name, row in table.items():
+        rows.append(f"{name:<24}" + "".join(f"{row[words][key]:>18.1f}" for words in row))
+    share = diagonal_share(table, key)
+    return "\n".join([*rows, f"off the diagonal: {share:.0f} % of the diagonal's mean"])
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes through a second file, so that no reader ever sees half of it."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, indent=1))
+    partial.replace(path)

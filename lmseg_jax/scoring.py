@@ -1,0 +1,269 @@
+"""Segments evaluation sets with one set of weights and scores them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lmseg_jax import metrics, postprocess, sharding
+from lmseg_jax.datasets.card import DatasetCard
+from lmseg_jax.datasets.sample import PADDING, Sample, semantic_map
+from lmseg_jax.models.lmseg import MULTIPLE
+from lmseg_jax.pipeline import transforms
+from lmseg_jax.state import merge
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Images to segment and the words to ask for.
+
+    Attributes:
+      source: random access to Samples, annotated in the card's taxonomy.
+      card: whose names are asked and whose rules (test size, thresholds) hold.
+      dataset: the card's row of the Text.
+    """
+
+    source: Sequence[Sample]
+    card: DatasetCard
+    dataset: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image with its truth and prediction, for panels."""
+
+    sample: Sample
+    prediction: np.ndarray
+    segments: np.ndarray | None
+
+    @property
+    def truth(self) -> np.ndarray:
+        return semantic_map(self.sample)
+
+
+class Network:
+    """The final predictions of a model, compiled once an image shape.
+
+    Works on this process's own devices: parameters are gathered once by `load`, images of equal
+    shape are dealt out over the devices.
+    """
+
+    def __init__(self, graphdef: nnx.GraphDef, vocabulary: dict[str, np.ndarray], mesh: Mesh):
+        self.local = mesh if jax.process_count() == 1 else sharding.local_mesh()
+        self.mesh = mesh
+
+        def text_of(params, frozen):
+            model = merge(graphdef, params, frozen)
+            return model.encode_text(
+                jnp.asarray(vocabulary["tokens"]),
+                jnp.asarray(vocabulary["index"]),
+                jnp.asarray(vocabulary["valid"]),
+            )
+
+        def predict(params, frozen, text, batch):
+            model = merge(graphdef, params, frozen)
+            valid = batch["segments"] != PADDING
+            found = model(batch["image"], text, batch["dataset"], valid=valid, last=True)
+            return {"logits": found["logits"][0], "masks": found["masks"][0]}
+
+        self._text_of, self._predict = jax.jit(text_of), jax.jit(predict)
+
+    def load(self, params: dict, frozen: dict) -> None:
+        """Takes new weights and embeds the names once."""
+        if self.local is not self.mesh:
+            gather = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))
+            whole = jax.tree.map(
+                lambda x: np.asarray(x.addressable_data(0)), gather((params, frozen))
+            )
+            params, frozen = jax.device_put(whole, sharding.replicated(self.local))
+        self.params, self.frozen = params, frozen
+        self.text = self._text_of(params, frozen)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """image u8 [B, H, W, 3], segments i16 [B, H, W] (-2 padding), dataset i32 [B] ->
+        logits f32 [B, Q, K], masks f32 [B, Q, H/4, W/4] of the last layer."""
+        found = self._predict(
+            self.params, self.frozen, self.text, sharding.batch_to_global(batch, self.local)
+        )
+        return jax.device_get(found)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample at the network's size, in a canvas whose sides are multiples of 32."""
+
+    sample: Sample
+    image: np.ndarray
+    segments: np.ndarray
+    network: tuple[int, int]
+
+
+def prepare(sample: Sample, card: DatasetCard) -> Prepared:
+    """Resizes by the card's test rule and pads right and bottom."""
+    image = transforms.test_resize(sample.image, card.test)
+    h, w = image.shape[:2]
+    rows, columns = -h % MULTIPLE, -w % MULTIPLE
+    return Prepared(
+        sample,
+        np.pad(image, ((0, rows), (0, columns), (0, 0)), constant_values=128),
+        np.pad(np.zeros((h, w), np.int16), ((0, rows), (0, columns)), constant_values=PADDING),
+        (h, w),
+    )
+
+
+def batches(items: Iterator[Prepared], size: int) -> Iterator[list[Prepared]]:
+    """Groups of equal canvas shape, `size` long but for the last of each shape."""
+    waiting: dict[tuple[int, ...], list[Prepared]] = {}
+    for item in items:
+        group = waiting.setdefault(item.image.shape, [])
+        group.append(item)
+        if len(group) == size:
+            yield waiting.pop(item.image.shape)
+    yield from waiting.values()
+
+
+def evaluate_set(
+    network: Network, data: EvaluationSet, *, batch: int, threads: int, pictures: int = 0
+) -> tuple[dict, list[Picture]]:
+    """Scores of one set, in percent, merged over all processes.
+
+    Args:
+      network: with weights loaded.
+      data: the set; this process takes every n-th image.
+      batch: images a device and call.
+      threads: that read images and paint predictions.
+      pictures: how many of the first images to return with their predictions.
+
+    Returns:
+      The mIoU family, for panoptic cards also the PQ family; and the pictures.
+    """
+    card = data.card
+    taxonomy = card.taxonomy
+    panoptic = card.task == "panoptic"
+    semantic_score = metrics.SemanticMetric(taxonomy.names)
+    panoptic_score = metrics.PanopticMetric(taxonomy.names, taxonomy.things)
+    size = batch * network.local.size
+    mine = range(jax.process_index(), len(data.source), jax.process_count())
+    found: dict[str, Picture] = {}
+    wanted = {i for i in mine if i < pictures}
+    columns = np.append(np.arange(len(taxonomy)), len(taxonomy))  # real names, background last
+
+    def paint(item: Prepared, logits: np.ndarray, masks: np.ndarray):
+        where = {
+            "padded": item.image.shape[:2],
+            "network": item.network,
+            "size": item.sample.image.shape[:2],
+        }
+        labels = postprocess.semantic(logits[:, columns], masks, **where)
+        if not panoptic:
+            return item.sample, labels, None, None
+        segments, info = postprocess.panoptic(
+            logits[:, columns],
+            masks,
+            **where,
+            things=taxonomy.things,
+            object_mask=card.object_mask,
+            overlap=card.overlap,
+        )
+        return item.sample, labels, segments, info
+
+    with ThreadPoolExecutor(threads) as pool:
+
+        def items():
+            pending = []
+            for i in mine:
+                pending.append(pool.submit(lambda i: prepare(data.source[i], card), i))
+                if len(pending) >= 2 * size + threads:
+                    yield pending.pop(0).result()
+            for future in pending:
+                yield future.result()
+
+        for group in batches(items(), size):
+            full = group + [group[-1]] * (size - len(group))
+            output = network(
+                {
+                    "image": np.stack([item.image for item in full]),
+                    "segments": np.stack([item.segments for item in full]),
+                    "dataset": np.full(size, data.dataset, np.int32),
+                }
+            )
+            painted = pool.map(
+                paint, group, output["logits"][: len(group)], output["masks"][: len(group)]
+            )
+            for sample, labels, segments, info in painted:
+                semantic_score.update(labels, semantic_map(sample))
+                if panoptic:
+                    panoptic_score.update(
+                        segments,
+                        info,
+                        sample.segments,
+                        sample.classes,
+                        sample.area,
+                        sample.crowd,
+                        name=sample.name,
+                    )
+                if len(found) < len(wanted):
+                    found[sample.name] = Picture(sample, labels, segments)
+    scores = merged(semantic_score).compute()
+    if panoptic:
+        scores |= merged(panoptic_score).compute()
+    return scores, list(found.values())
+
+
+def merged(metric):
+    """The metric summed over processes."""
+    if jax.process_count() == 1:
+        return metric
+    arrays = multihost_utils.process_allgather(metric.arrays())
+    return metric.from_arrays(jax.tree.map(lambda x: x.sum(axis=0), arrays))
+
+
+def evaluate_all(
+    network: Network, sets: Sequence[EvaluationSet], config: ConfigDict
+) -> tuple[dict[str, dict], dict[str, list[Picture]]]:
+    """{dataset: scores} and {dataset: pictures} of every set."""
+    scores, pictures = {}, {}
+    for data in sets:
+        scores[data.card.name], pictures[data.card.name] = evaluate_set(
+            network,
+            data,
+            batch=config.evaluation.batch,
+            threads=config.data.threads,
+            pictures=config.evaluation.pictures,
+        )
+    return scores, pictures
+
+
+def cross_table(
+    network: Network,
+    sets: Sequence[EvaluationSet],
+    relabel: Callable[[EvaluationSet, EvaluationSet], Sequence[Sample]],
+    config: ConfigDict,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Each world's scenes scored in each taxonomy: {scenes: {words: {miou, pq}}}.
+
+    Args:
+      network: with weights loaded.
+      sets: one a world.
+      relabel: (scenes, words) -> the scenes of the first set annotated in the second's taxonomy.
+      config: of the run.
+    """
+    table = {}
+    for scenes in sets:
+        table[scenes.card.name] = {}
+        for words in sets:
+            data = EvaluationSet(relabel(scenes, words), words.card, words.dataset)
+            scores, _ = evaluate_set(
+                network, data, batch=config.evaluation.batch, threads=config.data.threads
+            )
+            table[scenes.card.name][words.card.name] = {
+                key: scores[key] for key in ("miou", "pq") if key in scores
+            }
+    return table

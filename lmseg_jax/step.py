@@ -1,0 +1,189 @@
+"""One update as four programs: denominators, text, gradients of a bucket, optimizer.
+
+Programs are compiled once each, the gradient program once a bucket shape; the composition of an
+update never recompiles anything, and only one bucket's activations live at a time.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lmseg_jax import losses, sharding
+from lmseg_jax.state import TrainState, merge
+
+PARTS = ("classification", "focal", "dice", "final", "nonfinite")
+
+
+@dataclass(frozen=True)
+class Step:
+    """The jitted programs of an update; see `make_step` and `run_update`.
+
+    Attributes:
+      denominators: classes i32 [batch, T] -> scalars.
+      encode_text: (params, frozen) -> Text.
+      zeros: params -> empty sums.
+      add_gradients: (params, frozen, text, bucket, denominators, sums, key) -> sums; donates sums.
+      update: (state, sums) -> (state, metrics); donates the state.
+    """
+
+    denominators: Callable
+    encode_text: Callable
+    zeros: Callable
+    add_gradients: Callable
+    update: Callable
+
+    def programs(self) -> int:
+        """Number of programs compiled so far."""
+        return sum(
+            getattr(self, name)._cache_size()
+            for name in ("denominators", "encode_text", "zeros", "add_gradients", "update")
+        )
+
+
+def make_step(
+    config: ConfigDict,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    *,
+    vocabulary: dict[str, np.ndarray],
+    mesh: Mesh,
+    shardings: TrainState,
+) -> Step:
+    """Compiles nothing yet; returns the programs of an update.
+
+    Args:
+      config: the whole run's.
+      graphdef: of the model.
+      optimizer: optax.
+      vocabulary: tokens i32 [N, S], index i32 [M, K], valid bool [M, K].
+      mesh: over which batches and parameters are split.
+      shardings: of every leaf of the state.
+    """
+    everywhere = sharding.replicated(mesh)
+    valid = jnp.asarray(vocabulary["valid"])
+
+    def text_of(params, frozen):
+        model = merge(graphdef, params, frozen)
+        return model.encode_text(vocabulary["tokens"], vocabulary["index"], vocabulary["valid"])
+
+    def denominators(classes):
+        return losses.denominators(
+            classes, queries=config.model.queries, no_object=config.loss.no_object
+        )
+
+    def zeros(params):
+        m, k = vocabulary["valid"].shape
+        return {
+            "params": jax.tree.map(jnp.zeros_like, params),
+            "text": jnp.zeros((m, k, config.model.width)),
+            "parts": {part: jnp.zeros(()) for part in ("loss", *PARTS)},
+        }
+
+    def add_gradients(params, frozen, text, bucket, denominators, sums, key):
+        def loss_fn(params, embeddings):
+            model = merge(graphdef, params, frozen)
+            predictions = model(
+                bucket["image"],
+                {"embeddings": embeddings, "valid": text["valid"]},
+                bucket["dataset"],
+                valid=bucket["segments"] != -2,
+                rngs=nnx.Rngs(dropout=key),
+            )
+            return losses.total_loss(
+                predictions,
+                bucket,
+                denominators,
+                valid=valid,
+                loss=config.loss,
+                matching=config.matcher,
+                mesh=mesh,
+            )
+
+        (loss, parts), (grads, text_grads) = jax.value_and_grad(
+            loss_fn, argnums=(0, 1), has_aux=True
+        )(params, text["embeddings"])
+        new = {"params": grads, "text": text_grads, "parts": parts | {"loss": loss}}
+        return jax.tree.map(jnp.add, sums, new)
+
+    def update(state, sums):
+        _, text_path = jax.vjp(lambda p: text_of(p, state.frozen)["embeddings"], state.params)
+        grads = jax.tree.map(jnp.add, sums["params"], text_path(sums["text"])[0])
+        norm = optax.global_norm(grads)
+        changes, memory = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, changes)
+        average = state.average
+        if average:
+            # young averages forget faster, so that random initial weights do not linger
+            count = state.step.astype(jnp.float32)
+            keep = jnp.minimum(config.optimizer.average, (1 + count) / (10 + count))
+            average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, params)
+        state = TrainState(state.step + 1, params, state.frozen, memory, average)
+        return state, sums["parts"] | {"gradient_norm": norm}
+
+    sums = {
+        "params": shardings.params,
+        "text": everywhere,
+        "parts": {part: everywhere for part in ("loss", *PARTS)},
+    }
+    return Step(
+        denominators=jax.jit(denominators, out_shardings=everywhere),
+        encode_text=jax.jit(text_of, out_shardings=everywhere),
+        zeros=jax.jit(zeros, out_shardings=sums),
+        add_gradients=jax.jit(add_gradients, donate_argnums=5, out_shardings=sums),
+        update=jax.jit(update, donate_argnums=0, out_shardings=(shardings, everywhere)),
+    )
+
+
+def gradient(
+    step: Step,
+    state: TrainState,
+    buckets: Sequence[dict[str, np.ndarray]],
+    *,
+    mesh: Mesh,
+    seed: int,
+) -> dict[str, Any]:
+    """Sums over the buckets of one update: gradients of `params` and `text`, loss `parts`.
+
+    Args:
+      step: the programs.
+      state: is only read.
+      buckets: this process's share of the update's batches.
+      mesh: over which batches are split.
+      seed: of dropout; combined with the update and the bucket's number.
+    """
+    classes = np.concatenate([bucket["classes"] for bucket in buckets])
+    totals = step.denominators(sharding.batch_to_global({"classes": classes}, mesh)["classes"])
+    text = step.encode_text(state.params, state.frozen)
+    sums = step.zeros(state.params)
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    for number, bucket in enumerate(buckets):
+        sums = step.add_gradients(
+            state.params,
+            state.frozen,
+            text,
+            sharding.batch_to_global(bucket, mesh),
+            totals,
+            sums,
+            jax.random.fold_in(key, number),
+        )
+    return sums
+
+
+def run_update(
+    step: Step,
+    state: TrainState,
+    buckets: Sequence[dict[str, np.ndarray]],
+    *,
+    mesh: Mesh,
+    seed: int,
+) -> tuple[TrainState, dict[str, Any]]:
+    """One optimizer update; `state` is donated. Returns the new state and scalar metrics."""
+    return step.update(state, gradient(step, state, buckets, mesh=mesh, seed=seed))

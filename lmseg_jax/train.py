@@ -1,0 +1,219 @@
+"""Training: one model on all datasets of a config, from start or checkpoint to scores."""
+
+import hashlib
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lmseg_jax import assembly, logs, sharding, state
+from lmseg_jax.checkpoint import Checkpoints
+from lmseg_jax.datasets.card import DatasetCard
+from lmseg_jax.errors import UserError
+from lmseg_jax.evaluate import finish
+from lmseg_jax.optimizer import make_optimizer, schedule
+from lmseg_jax.pipeline.batches import Loader
+from lmseg_jax.pipeline.buckets import Plan
+from lmseg_jax.report import flat
+from lmseg_jax.scoring import Network, evaluate_all
+from lmseg_jax.step import PARTS, make_step, run_update
+
+
+def run(config: ConfigDict, workdir: Path) -> int:
+    """Trains until `optimizer.steps` updates are made, evaluates, and writes what came of it.
+
+    The same command goes on where a workdir stopped, to the same bits.
+
+    Args:
+      config: checked by `configuration.check`.
+      workdir: holds checkpoints, metrics.jsonl, TensorBoard events, scores.json and pictures.
+
+    Returns:
+      Exit status: 0, or 130 if it was asked to stop before the end.
+    """
+    main = jax.process_index() == 0
+
+    # ---- data: cards, words, and which images go into which update
+    cards = assembly.load_cards(config)
+    vocabulary = assembly.vocabulary_of(cards)
+    feeds = assembly.training_feeds(config, cards)
+    sets = assembly.evaluation_sets(config, cards)
+    plan = Plan(
+        [feed.recipe.crop for feed in feeds],
+        list(config.batching.weights),
+        batch=config.batching.batch,
+        multiple=config.batching.multiple,
+    )
+    loader = Loader(
+        feeds,
+        plan,
+        seed=config.seed,
+        max_targets=config.data.max_targets,
+        micro=config.batching.micro,
+        workers=config.data.workers,
+        threads=config.data.threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    # ---- restore: a workdir made by another config is refused before anything is computed
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, multiple=config.batching.multiple)
+    checkpoints = Checkpoints(
+        workdir / assembly.CHECKPOINTS, keep=config.checkpoint.keep, every=config.checkpoint.every
+    )
+    run_facts = {
+        "fingerprint": assembly.fingerprint(config, cards, feeds),
+        "config": config.to_dict(),
+    }
+    newest = checkpoints.latest()
+    if newest is not None:
+        saved = checkpoints.read_run(newest)
+        assembly.refuse_other(saved["fingerprint"], run_facts["fingerprint"], workdir)
+
+    # ---- model and optimizer
+    train_state, shardings = assembly.initial_state(config, mesh)
+    if newest is not None:
+        train_state = checkpoints.restore(newest, assembly.abstract(train_state, shardings))
+    graphdef = state.graph(config.model)
+    optimizer = make_optimizer(config.optimizer)
+    rate = schedule(config.optimizer)
+    step = make_step(
+        config, graphdef, optimizer, vocabulary=vocabulary, mesh=mesh, shardings=shardings
+    )
+    network = Network(graphdef, vocabulary, mesh)
+
+    # ---- what is told
+    first, last = int(train_state.step), config.optimizer.steps
+    log = logs.Logs(workdir)
+    log.truncate(first)
+    if main:
+        assembly.write_run(workdir, config, cards)
+        print(describe(train_state, cards, plan, mesh, first), flush=True)
+    progress = logs.Progress(last, images=config.batching.batch, start=first)
+    stop = asked_to_stop()
+
+    # ---- the loop
+    recent, dropped, programs = [], {}, 0
+    updates = loader.iterate(first, last)
+    for update in updates:
+        train_state, metrics = run_update(
+            step, train_state, update.buckets, mesh=mesh, seed=config.seed
+        )
+        if recent:
+            jax.block_until_ready(recent[-1])  # at most two updates are under way
+        recent.append(metrics)
+        for name, count in update.dropped.items():
+            dropped[name] = dropped.get(name, 0) + count
+        done = update.step + 1
+
+        if done % config.log.every == 0 or done == last:
+            row = mean_of(recent)
+            check_finite(row, done)
+            row["rate"] = float(rate(update.step))
+            shown = {key: row[key] for key in ("loss", "loss/final", "rate")}
+            progress.update(done, shown, compiled=step.programs() > programs)
+            programs = row["programs"] = step.programs()
+            row |= {f"dropped/{name}": count for name, count in dropped.items() if count}
+            row["images_per_second"] = progress.speed() * config.batching.batch
+            log.write(done, row)
+            recent, dropped = [], {}
+
+        due = done % config.evaluation.every == 0
+        if due and done < last:
+            with progress.paused():
+                network.load(*assembly.evaluated_weights(train_state))
+                scores, _ = evaluate_all(network, sets, config)
+            log.write(done, flat(scores))
+            progress.message(summary(done, scores))
+
+        ending = stop() and done < last
+        with progress.paused():
+            checkpoints.save(done, train_state, run_facts, force=ending or done == last)
+        if ending:
+            updates.close()
+            checkpoints.close()
+            log.close()
+            if main:
+                progress.close()
+                print(f"stopped after update {done} of {last}; the same command goes on from there")
+            return 130
+    progress.close()
+
+    # ---- the end: scores, tables, pictures
+    network.load(*assembly.evaluated_weights(train_state))
+    scores = finish(network, sets, config, workdir, rows=logs.read(workdir))
+    log.write(last, flat(scores))
+    if main:
+        print(f"weights and optimizer state: sha256 {digest(train_state)}")
+    checkpoints.close()
+    log.close()
+    return 0
+
+
+def describe(
+    train_state: state.TrainState, cards: Sequence[DatasetCard], plan: Plan, mesh: Mesh, first: int
+) -> str:
+    """What is about to be trained, in three lines."""
+    trainable, frozen = state.count(train_state.params), state.count(train_state.frozen)
+    names = ", ".join(f"{card.name} ({len(card.taxonomy)} classes)" for card in cards)
+    where = "from the start" if first == 0 else f"from update {first}"
+    devices = " x ".join(f"{count} {axis}" for axis, count in mesh.shape.items())
+    return (
+        f"datasets: {names}\n"
+        f"model: {trainable:,} trainable, {frozen:,} frozen values; mesh {devices}\n"
+        f"plan: {plan.batch} images an update, shares repeat every {plan.cycle} updates; {where}"
+    )
+
+
+def mean_of(metrics: Sequence[dict]) -> dict[str, float]:
+    """Means of device metrics over a few updates, under the names of metrics.jsonl."""
+    values = jax.device_get(list(metrics))
+    means = {key: float(np.mean([value[key] for value in values])) for key in values[0]}
+    return {f"loss/{key}" if key in PARTS else key: value for key, value in means.items()}
+
+
+def check_finite(row: dict[str, float], update: int) -> None:
+    """Raises UserError if the loss or the gradient is no number any more."""
+    bad = [key for key, value in row.items() if not np.isfinite(value)]
+    if bad:
+        raise UserError(
+            f"{', '.join(bad)} became infinite or NaN before update {update}: "
+            "lower optimizer.rate, or go on from an older checkpoint with a new --workdir"
+        )
+
+
+def summary(update: int, scores: dict[str, dict]) -> str:
+    """One line of scores."""
+    cells = []
+    for name, score in scores.items():
+        found = [(label, score.get(key)) for label, key in (("mIoU", "miou"), ("PQ", "pq"))]
+        known = [f"{label} {value:.1f}" for label, value in found if value is not None]
+        cells.append(" ".join([name, *known]))
+    return f"evaluation after update {update}: " + ", ".join(cells)
+
+
+def asked_to_stop() -> Callable[[], bool]:
+    """From now on SIGINT and SIGTERM only ask; the result says whether one came to any process."""
+    asked = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked.append(True))
+
+    def answer() -> bool:
+        if jax.process_count() == 1:
+            return bool(asked)
+        return bool(np.max(multihost_utils.process_allgather(np.int32(bool(asked)))))
+
+    return answer
+
+
+def digest(train_state: state.TrainState) -> str:
+    """SHA-256 over parameters and optimizer state, in the order of the tree."""
+    total = hashlib.sha256()
+    for leaf in jax.tree.leaves((train_state.params, train_state.optimizer)):
+        total.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    return total.hexdigest()

@@ -1,0 +1,23 @@
+"""Eight fake CPU devices, strict broadcasting, and a compilation cache for every test."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax  # noqa: E402
+from absl import flags  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # `from configs import base` and `import lmseg_jax` from a checkout
+    sys.path.insert(0, str(ROOT))
+
+jax.config.update("jax_num_cpu_devices", 8)  # meshes take the first n
+jax.config.update("jax_numpy_rank_promotion", "raise")
+if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # grain workers read absl flags

@@ -1,0 +1,105 @@
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lmseg_jax.datasets import images
+from lmseg_jax.datasets.images import read_image, read_indices
+from lmseg_jax.errors import UserError
+
+
+def write(path, array, mode=None, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.asarray(array))
+    (image.convert(mode) if mode else image).save(path, **options)
+
+
+def png(chunks):
+    """A PNG file of these chunks."""
+    parts = [b"\x89PNG\r\n\x1a\n"]
+    for kind, data in chunks:
+        check = zlib.crc32(kind + data).to_bytes(4, "big")
+        parts.append(len(data).to_bytes(4, "big") + kind + data + check)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
+def test_every_kind_of_png_becomes_rgb(tmp_path, mode):
+    path = tmp_path / "image.png"
+    write(path, np.full((2, 3, 3), 255, np.uint8), mode)
+    assert read_image(path).tolist() == [[[255] * 3] * 3] * 2
+
+
+def test_a_cmyk_jpeg_becomes_rgb(tmp_path):
+    path = tmp_path / "image.jpg"
+    Image.new("CMYK", (8, 8), (0, 0, 0, 0)).save(path)
+    np.testing.assert_allclose(read_image(path), np.full((8, 8, 3), 255), atol=2)
+
+
+def test_16_bit_grey_keeps_its_high_byte(tmp_path):
+    path = tmp_path / "image.png"
+    write(path, np.array([[0, 0x1234, 0xFFFF]], np.uint16))
+    assert read_image(path).tolist() == [[[0] * 3, [0x12] * 3, [0xFF] * 3]]
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying; turned by 90 degrees it stands
+    path = tmp_path / "image.png"
+    pixels = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    write(path, pixels, exif=exif)
+    np.testing.assert_array_equal(read_image(path), np.rot90(pixels, -1))
+
+
+def test_a_gif_with_another_suffix_is_refused(tmp_path):
+    path = tmp_path / "image.png"
+    Image.new("L", (3, 2)).save(path, format="GIF")
+    with pytest.raises(UserError, match=r"image\.png: not a JPEG or PNG file"):
+        read_image(path)
+
+
+def test_a_jpeg_is_no_label(tmp_path):
+    path = tmp_path / "label.png"
+    Image.new("L", (8, 8)).save(path, format="JPEG")
+    with pytest.raises(UserError, match=r"label\.png: not a PNG file"):
+        read_indices(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_truncated_file_is_named(tmp_path, suffix):
+    path = tmp_path / f"image.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    write(path, noise)
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(UserError, match=rf"image\.{suffix}: cannot be decoded"):
+        read_image(path)
+
+
+def test_an_image_over_the_pixel_limit_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "image.png"
+    write(path, np.zeros((20, 30), np.uint8))
+    monkeypatch.setattr(images, "MAX_PIXELS", 500)
+    with pytest.raises(UserError, match=r"image\.png: the image is 30x20; the limit is 500"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("side", [9_000, 60_000])
+def test_a_small_file_that_claims_to_be_huge_is_refused(tmp_path, side):
+    header = side.to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])
+    path = tmp_path / "image.png"
+    path.write_bytes(png([(b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserError, match=r"image\.png: the image is .*the limit is 67108864"):
+            read_image(path)
+
+
+@pytest.mark.parametrize(("bits", "top"), [(1, 1), (2, 3), (4, 15)])
+def test_small_grey_depths_are_not_stretched(tmp_path, bits, top):
+    header = b"\x00\x00\x00\x02\x00\x00\x00\x01" + bytes([bits, 0, 0, 0, 0])
+    row = bytes([0, top << (8 - bits)])  # no filter; the first pixel has the largest value
+    path = tmp_path / "grey.png"
+    path.write_bytes(png([(b"IHDR", header), (b"IDAT", zlib.compress(row)), (b"IEND", b"")]))
+    assert read_indices(path).tolist() == [[top, 0]]

@@ -1,0 +1,66 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lmseg_jax.models.layers import Attention, dropout, nearest_upsample, sine_positions
+
+
+def test_sine_positions_of_a_small_grid():
+    # 2 rows: y = 1/2, 2/2 of 2 pi; 3 columns: x = 1/3, 2/3, 3/3 of 2 pi; 8 channels, 4 an axis
+    encoding = np.asarray(sine_positions(2, 3, 8))
+    y, x = 2 * np.pi * 1 / 2, 2 * np.pi * 2 / 3
+    slow = 10_000.0**0.5
+    expected = [np.sin(y), np.cos(y), np.sin(y / slow), np.cos(y / slow)]
+    expected += [np.sin(x), np.cos(x), np.sin(x / slow), np.cos(x / slow)]
+    np.testing.assert_allclose(encoding[0, 1], expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def attention():
+    return Attention(8, 2, dropout=0.5, rngs=nnx.Rngs(0))
+
+
+def test_attention_equals_its_formula(attention):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(1, n, 8)).astype(np.float32) for n in (3, 5, 5))
+
+    def linear(layer, x):
+        return x @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...])
+
+    query, key, value = (
+        linear(attention.query, q),
+        linear(attention.key, k),
+        linear(attention.value, v),
+    )
+    heads = []
+    for head in (slice(0, 4), slice(4, 8)):
+        scores = query[0, :, head] @ key[0, :, head].T / 2
+        weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        heads.append(weights @ value[0, :, head])
+    expected = linear(attention.out, np.concatenate(heads, -1))
+    np.testing.assert_allclose(attention(q, k, v)[0], expected, atol=1e-5)
+
+
+def test_masked_keys_change_nothing(attention):
+    rng = np.random.default_rng(1)
+    q, k = rng.normal(size=(1, 3, 8)), rng.normal(size=(1, 5, 8))
+    valid = np.array([[True, True, False, True, False]])
+    other = np.where(valid[..., None], k, 99.0)
+    np.testing.assert_array_equal(
+        attention(q, k, k, valid=valid), attention(q, other, other, valid=valid)
+    )
+
+
+def test_dropout_only_acts_with_a_random_stream():
+    x = jnp.ones((2000,))
+    assert dropout(x, 0.25, None) is x
+    dropped = np.asarray(dropout(x, 0.25, nnx.Rngs(dropout=0)))
+    assert set(np.unique(dropped)) == {0.0, np.float32(1 / 0.75)}
+    assert abs((dropped == 0).mean() - 0.25) < 0.04
+
+
+def test_nearest_upsampling_takes_the_floor():
+    x = jnp.arange(3.0).reshape(1, 1, 3, 1)
+    np.testing.assert_array_equal(nearest_upsample(x, 1, 5)[0, 0, :, 0], [0, 0, 1, 1, 2])
+    np.testing.assert_array_equal(nearest_upsample(x, 2, 6)[0, 1, :, 0], [0, 0, 1, 1, 2, 2])

@@ -1,0 +1,57 @@
+import sys
+import types
+
+import pytest
+
+import lmseg_jax
+from lmseg_jax import cli
+from lmseg_jax.errors import UserError
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """A stand-in for `lmseg data` that returns 3, or fails when told to."""
+
+    def main(argv):
+        if argv == ["fail"]:
+            raise UserError("card.toml:\n is wrong")
+        module.called = argv
+        return 3
+
+    module = types.ModuleType("lmseg_jax.data_command")
+    module.main = main
+    monkeypatch.setitem(sys.modules, "lmseg_jax.data_command", module)
+    return module
+
+
+def test_a_subcommand_gets_the_other_arguments_and_gives_its_status(command):
+    assert cli.main(["data", "check", "camvid", "--debug"]) == 3
+    assert command.called == ["check", "camvid"]
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_lists_every_subcommand(capsys, argv):
+    assert cli.main(argv) == 0
+    printed = capsys.readouterr().out
+    for name in cli.COMMANDS:
+        assert f"\n  {name}" in printed
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == lmseg_jax.__version__
+
+
+def test_an_unknown_subcommand_is_one_line_and_status_2(capsys):
+    assert cli.main(["daat"]) == 2
+    assert capsys.readouterr().err == "error: lmseg daat: no such command; there are: data\n"
+
+
+def test_an_error_of_the_user_is_one_line_and_status_2(command, capsys):
+    assert cli.main(["data", "fail"]) == 2
+    assert capsys.readouterr().err == "error: card.toml: is wrong\n"
+
+
+def test_debug_raises_the_error(command):
+    with pytest.raises(UserError):
+        cli.main(["data", "fail", "--debug"])

@@ -1,0 +1,87 @@
+import jax
+import numpy as np
+import pytest
+
+from lmseg_jax import assembly, sharding, state
+from lmseg_jax.optimizer import make_optimizer
+from lmseg_jax.step import gradient, make_step, run_update
+from tests.tiny import batch, tiny_config, vocabulary
+
+
+def make(devices):
+    config = tiny_config()
+    mesh = sharding.make_mesh(devices, 1, multiple=2)
+    first, shardings = assembly.initial_state(config, mesh)
+    step = make_step(
+        config,
+        state.graph(config.model),
+        make_optimizer(config.optimizer),
+        vocabulary=vocabulary(),
+        mesh=mesh,
+        shardings=shardings,
+    )
+    return step, first, mesh
+
+
+@pytest.fixture(scope="module")
+def one():
+    return make(1)
+
+
+def rows(bucket, selected):
+    return {key: value[selected] for key, value in bucket.items()}
+
+
+BUCKETS = [batch(0, dataset=0, images=2), batch(1, dataset=1, images=2)]
+
+
+def test_the_gradient_does_not_depend_on_how_the_update_is_cut(one):
+    step, first, mesh = one
+    whole = gradient(step, first, BUCKETS, mesh=mesh, seed=0)
+    pieces = [rows(bucket, slice(i, i + 1)) for bucket in BUCKETS[::-1] for i in (1, 0)]
+    cut = gradient(step, first, pieces, mesh=mesh, seed=0)
+    scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(whole["params"]))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(cut), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_two_devices_compute_what_one_does(one):
+    single = gradient(one[0], one[1], BUCKETS, mesh=one[2], seed=0)
+    step, first, mesh = make(2)
+    double = gradient(step, first, BUCKETS, mesh=mesh, seed=0)
+    scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(single["params"]))
+    for a, b in zip(jax.tree.leaves(single), jax.tree.leaves(double), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_an_update_trains_prompt_and_adapter_but_not_the_text_tower(one):
+    step, first, mesh = one
+    before = jax.device_get((first.params, first.frozen))
+    copy = jax.tree.map(lambda x: x.copy(), first)
+    after, metrics = run_update(step, copy, BUCKETS, mesh=mesh, seed=0)
+    for path in (("prompt", "context"), ("adapter", "kernel"), ("decoder", "position")):
+        old, new = before[0], after.params
+        for key in path:
+            old, new = old[key], new[key]
+        assert np.abs(np.asarray(new) - old).max() > 0, path
+    for a, b in zip(jax.tree.leaves(before[1]), jax.tree.leaves(after.frozen), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert float(metrics["gradient_norm"]) > 0
+    assert int(after.step) == 1
+
+
+def test_no_new_program_is_compiled_for_a_shape_seen_before(one):
+    step, first, mesh = one
+    gradient(step, first, BUCKETS, mesh=mesh, seed=0)
+    before = step.programs()
+    gradient(step, first, [BUCKETS[1], BUCKETS[0], BUCKETS[1]], mesh=mesh, seed=3)
+    # the number of images of an update is fixed; here six make one more denominator program
+    assert step.programs() - before <= 1
+    gradient(step, first, BUCKETS[::-1], mesh=mesh, seed=4)
+    assert step.programs() - before <= 1
+
+
+def test_frozen_and_trainable_leaves_join_again():
+    params, frozen = {"a": {"x": 1}, "b": 2}, {"a": {"y": 3}, "c": 4}
+    assert state.join(params, frozen) == {"a": {"x": 1, "y": 3}, "b": 2, "c": 4}
+    assert state.count({"a": np.zeros((2, 3)), "b": np.zeros(4)}) == 10

@@ -1,0 +1,61 @@
+"""Token ids of CLIP, and the joint vocabulary of several datasets."""
+
+import numpy as np
+import pytest
+
+from lmseg_jax.errors import UserError
+from lmseg_jax.tokenizer import tokenize, tokenize_full, vocabulary
+
+END = 49407
+
+
+def test_a_full_text_has_start_and_end():
+    expected = [[49406, 320, 1125, 539, 320, 2368, 269, END, END, END]]
+    np.testing.assert_array_equal(tokenize_full(["a photo of a cat."], length=10), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [
+        ("background", [5994]),
+        ("X", [343]),
+        (".", [269]),
+        ("road, route", [1759, 267, 5261]),
+        ("door-stuff", [2489, 268, 3487]),
+        ("CCTV Camera", [23097, 3934]),
+        ("Traffic Sign (Back)", [3399, 2292, 263, 893, 264]),
+        ("Traffic_Sign  (back)", [3399, 2292, 263, 893, 264]),
+    ],
+)
+def test_names_have_the_ids_of_the_original_tokenizer(name, ids):
+    np.testing.assert_array_equal(tokenize([name]), [[*ids, END]])
+
+
+def test_shorter_names_are_padded_with_the_end_token():
+    np.testing.assert_array_equal(
+        tokenize(["X", "road, route"]), [[343, END, END, END], [1759, 267, 5261, END]]
+    )
+
+
+def test_names_are_shared_and_every_dataset_ends_in_background():
+    found = vocabulary([["car", "Traffic_Light"], ["traffic light"]])
+    assert found.names == ("car", "traffic light", "background")
+    np.testing.assert_array_equal(found.index, [[0, 1, 2], [1, 2, 0]])
+    np.testing.assert_array_equal(found.valid, [[True, True, True], [True, True, False]])
+    assert len(found.tokens) == 3
+
+
+def test_a_name_too_long_for_the_prompt_is_an_error_that_counts_its_tokens():
+    with pytest.raises(UserError, match="has 68 tokens; at most 67 fit"):
+        tokenize(["dog " * 68])
+    assert tokenize(["dog " * 67]).shape == (1, 68)
+
+
+def test_an_empty_name_is_an_error():
+    with pytest.raises(UserError, match="class name ' _'"):
+        tokenize(["car", " _"])
+
+
+def test_a_text_that_does_not_fit_is_an_error():
+    with pytest.raises(UserError, match="has 8 tokens; at most 7 fit"):
+        tokenize_full(["a photo of a cat."], length=7)
