@@ -30,8 +30,8 @@ def get_config():
     config.model.text.layers = 3
     config.model.text.heads = 4
     config.model.text.embedding = 64
-    config.optimizer.steps = 4_000
-    config.optimizer.rate = 2e-3
+    config.optimizer.steps = 3_000
+    config.optimizer.rate = 3e-3
     config.optimizer.decay = 0.05
     config.optimizer.schedule = "cosine"
     config.optimizer.backbone_rate = 1.0

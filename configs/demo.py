@@ -17,7 +17,7 @@ def get_config():
     config.batching.multiple = 2
     config.model.queries = 24
     config.model.width = 96
-    config.model.resnet.depths = (1, 1, 1, 1)
+    config.model.resnet.depths = (1, 2, 2, 1)
     config.model.resnet.width = 16
     config.model.pixel_decoder.width = 64
     config.model.pixel_decoder.groups = 8

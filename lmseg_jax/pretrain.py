@@ -57,7 +57,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     unseen = render(keys.unseen_first, keys.unseen)
     seen = render(0, keys.crops)
-    tokens, meanings = caption_tokens(seen)
+    tokens = caption_tokens(seen.captions)
+    stated, true = crops_module.statements(seen.captions), crops_module.facts(seen)
 
     optimizer = make_optimizer(config.optimizer)
     graphdef, params, constants = create(config)
@@ -74,7 +75,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     for step in range(config.optimizer.steps):
         rows, flips = draw(step, batch, total=len(seen), seed=config.seed)
         arrays = {"image": seen.images[rows], "flip": flips}
-        arrays |= {"tokens": tokens[rows], "meaning": meanings[rows]}
+        arrays |= {"tokens": tokens[rows], "stated": stated[rows], "true": true[rows]}
         batch_arrays = sharding.batch_to_global(arrays, mesh)
         state, measured = update(state, batch_arrays, np.int32(step))
         done, last = step + 1, step + 1 == config.optimizer.steps
@@ -98,25 +99,30 @@ def create(config: ConfigDict) -> tuple[nnx.GraphDef, dict, dict]:
     """Graph, parameters and running averages of a new model."""
     text = {key: config.model.text[key] for key in ("width", "layers", "heads", "embedding")}
     resnet = config.model.resnet
-    model = Clip(
-        config.pretrain.size,
-        depths=resnet.depths,
-        width=resnet.width,
-        text=text,
-        rngs=nnx.Rngs(config.seed),
-    )
-    graphdef, params, constants = nnx.split(model, nnx.Param, ...)
-    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(constants)
+
+    def make():
+        return Clip(
+            config.pretrain.size,
+            depths=resnet.depths,
+            width=resnet.width,
+            text=text,
+            rngs=nnx.Rngs(config.seed),
+        )
+
+    @jax.jit
+    def arrays():
+        _, params, constants = nnx.split(make(), nnx.Param, ...)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(constants)
+
+    return nnx.graphdef(nnx.eval_shape(make)), *arrays()
 
 
-def caption_tokens(crops: Crops) -> tuple[np.ndarray, np.ndarray]:
-    """i32 [N, S] with SOT and EOT, and i32 [N], equal where captions say the same."""
-    texts, where = np.unique(crops.captions, return_inverse=True)
+def caption_tokens(captions: np.ndarray) -> np.ndarray:
+    """i32 [N, S] with SOT and EOT, S as short as fits."""
+    texts, where = np.unique(captions, return_inverse=True)
     full = tokenizer.tokenize_full(texts.tolist())
     longest = int((full != tokenizer.END).sum(axis=1).max()) + 1
-    said = [crops_module.meaning(text) for text in texts]
-    meanings = np.unique(said, return_inverse=True)[1].astype(np.int32)
-    return full[where, :longest], meanings[where]
+    return full[where, :longest]
 
 
 def draw(step: int, batch: int, *, total: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -145,23 +151,30 @@ def flipped(images: Array, flip: Array) -> Array:
     return images
 
 
-def contrastive_loss(logits: Array, meaning: Array) -> Array:
+def contrastive_loss(logits: Array, stated: Array, true: Array) -> Array:
     """Symmetric cross entropy of images and captions.
 
-    loss = (CE(rows) + CE(columns)) / 2; the target of a row is uniform over the captions that say
-    the same as its own.
+    loss = (CE(rows) + CE(columns)) / 2. Every caption that is true of an image is a positive of it,
+    its own or another's: "red object" fits each red one. With its own caption alone as positive
+    most "negatives" of such short captions are true, and shape is hardly learned. The target of a
+    row or column is uniform over its positives.
 
     Args:
       logits: f32 [B, B], images by captions.
-      meaning: i32 [B], equal where captions say the same.
+      stated: i32 [B, A], what each caption says of A attributes, -1 = nothing.
+      true: i32 [B, A], the attributes of each image.
 
-    Source: CLIP, with captions that repeat.
+    Source: CLIP (Radford et al., 2021); several positives as in supervised contrastive learning
+    (Khosla et al., 2020).
     """
-    same = (meaning[:, None] == meaning[None, :]).astype(jnp.float32)
-    target = same / jnp.sum(same, axis=1, keepdims=True)
-    images = optax.softmax_cross_entropy(logits, target)
-    captions = optax.softmax_cross_entropy(logits.T, target)
-    return (jnp.mean(images) + jnp.mean(captions)) / 2
+    fits = (stated[None, :, :] == -1) | (stated[None, :, :] == true[:, None, :])
+    positive = jnp.all(fits, axis=-1) | jnp.eye(len(logits), dtype=bool)
+
+    def cross_entropy(logits, positive):
+        target = positive / jnp.sum(positive, axis=1, keepdims=True)
+        return jnp.mean(optax.softmax_cross_entropy(logits, target))
+
+    return (cross_entropy(logits, positive) + cross_entropy(logits.T, positive.T)) / 2
 
 
 def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, config):
@@ -184,7 +197,7 @@ def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation,
         scale = jnp.exp(jnp.minimum(model.logit_scale[...], jnp.log(LARGEST_SCALE)))
         logits = scale * images @ jnp.concatenate(texts).T
         averages = nnx.to_pure_dict(nnx.state(model, Constant))
-        return contrastive_loss(logits, batch["meaning"]), (averages, scale)
+        return contrastive_loss(logits, batch["stated"], batch["true"]), (averages, scale)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def update(state, batch, step):
@@ -194,7 +207,7 @@ def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation,
         )
         changes, moments = optimizer.update(grads, moments, params)
         params = optax.apply_updates(params, changes)
-        measured = {"loss": loss, "scale": scale, "gradient": optax.global_norm(grads)}
+        measured = {"loss": loss, "scale": scale, "gradient": optax.tree.norm(grads)}
         return (params, constants, moments), measured
 
     return update

@@ -39,7 +39,7 @@ def diagonal_share(table: dict, key: str) -> float:
     names = list(table)
     diagonal = np.mean([table[name][name][key] for name in names])
     others = [table[a][b][key] for a in names for b in names if a != b]
-    return 100 * float(np.mean(others) / diagonal)
+    return 100 * float(np.mean(others) / diagonal) if diagonal else float("nan")
 
 
 def format_scores(scores: dict[str, dict], baselines: dict[str, dict] | None) -> str:

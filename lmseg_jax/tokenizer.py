@@ -7,6 +7,7 @@ Ids: 256 bytes, the same 256 with an end-of-word mark, 48,894 merges, SOT 49406,
 import functools
 import gzip
 import importlib.resources
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -111,6 +112,8 @@ def _padded(rows: Sequence[Sequence[int]], *, length: int) -> np.ndarray:
 @functools.cache
 def _tokenizer():
     """Built once a process: 49k merges take a moment."""
+    # The library says at import that it has no PyTorch; only its tokenizers are used here.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import CLIPTokenizer  # seconds to import; most commands need no text
 
     packed = importlib.resources.files("lmseg_jax").joinpath("assets/merges.txt.gz").read_bytes()

@@ -11,7 +11,15 @@ import numpy as np
 from lmseg_jax.datasets.captions import caption_crop
 
 CHUNK = 250  # crops that a process renders at a time
-SILENT = {"a", "an", "the", "photo", "of"}  # words that change nothing about what a caption says
+SHAPES = ("disc", "ring", "square", "triangle", "star", "cross")
+ROUND, ANGULAR = ("disc", "ring"), ("square", "triangle")
+WORDS = {
+    "shape": SHAPES,
+    "color": ("red", "green", "blue", "yellow", "purple"),
+    "texture": ("striped", "checkered", "dotted", "plain"),
+    "coarse": ("round", "angular"),
+    "stuff": ("grass", "water", "sand", "rock"),
+}
 
 
 @dataclass(frozen=True)
@@ -72,9 +80,36 @@ def load_or_render(folder: Path, first: int, count: int, *, size: int, processes
     return crops
 
 
-def meaning(caption: str) -> str:
-    """A caption without the words that say nothing: "a photo of a disc" -> "disc"."""
-    return " ".join(word for word in caption.split() if word not in SILENT)
+def statements(captions: np.ndarray) -> np.ndarray:
+    """What captions say: i32 [N, 7], -1 where a caption is silent.
+
+    Columns: the entries of `WORDS`, as the number of the word; whether there is an object (always
+    said); whether the ground is dry (1 where a caption calls it "ground").
+    """
+    texts, where = np.unique(captions, return_inverse=True)
+    rows = []
+    for text in texts:
+        words = text.split()
+        row = [
+            next((i for i, word in enumerate(known) if word in words), -1)
+            for known in WORDS.values()
+        ]
+        thing = any(value >= 0 for value in row[:4])
+        rows.append([*row, int(thing), 1 if "ground" in words else -1])
+    return np.array(rows, np.int32)[where]
+
+
+def facts(crops: Crops) -> np.ndarray:
+    """What is true of crops: i32 [N, 7], columns as in `statements`, -2 where nothing is."""
+    coarse = np.where(np.isin(crops.shapes, ROUND), "round", "")
+    coarse = np.where(np.isin(crops.shapes, ANGULAR), "angular", coarse)
+    columns = []
+    truths = (crops.shapes, crops.colors, crops.textures, coarse, crops.stuff)
+    for values, known in zip(truths, WORDS.values(), strict=True):
+        number = {word: i for i, word in enumerate(known)}
+        columns.append([number.get(value, -2) for value in values.tolist()])
+    columns += [crops.shapes != "", crops.stuff != "water"]
+    return np.array(columns, np.int32).T
 
 
 def _render_chunk(chunk: tuple[int, int, int]) -> tuple[np.ndarray, ...]:

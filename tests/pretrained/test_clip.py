@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -30,7 +31,8 @@ def golden():
 
 def filled(make, fill, weights):
     graphdef, state = nnx.split(nnx.eval_shape(make))
-    return nnx.merge(graphdef, fill(weights, nnx.to_pure_dict(state)))
+    arrays = jax.tree.map(jnp.asarray, fill(weights, nnx.to_pure_dict(state)))
+    return nnx.merge(graphdef, arrays)
 
 
 def trunk(**sizes):

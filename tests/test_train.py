@@ -1,0 +1,129 @@
+"""Whole runs as a user starts them: to the same bits, whatever happens on the way."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lmseg_jax import logs
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "tests" / "runs" / "worlds.py"
+LAST = 8  # updates of the config
+
+pytestmark = pytest.mark.slow
+
+
+def start(workdir, *arguments):
+    command = [sys.executable, "-m", "lmseg_jax.main", "--config", str(CONFIG)]
+    command += ["--workdir", str(workdir), "--config.mesh.cpu_devices=2", *arguments]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(workdir.parent / "xla"))
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process, *, status=0):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == status, err
+    return out + err
+
+
+def digest(printed):
+    return next(line for line in printed.splitlines() if "sha256" in line).split()[-1]
+
+
+def wait_for(workdir, update):
+    """Returns when the run has logged this update."""
+    end = time.monotonic() + 240
+    while time.monotonic() < end:
+        if any(row["step"] >= update for row in logs.read(workdir)):
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"update {update} was not reached")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    return finish(start(folder / "undisturbed"))
+
+
+def test_a_second_run_ends_with_the_same_bits_at_another_worker_count(folder, undisturbed):
+    again = finish(start(folder / "again", "--config.data.workers=2"))
+    assert digest(again) == digest(undisturbed)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_goes_on_to_the_same_bits(folder, undisturbed, workers):
+    workdir = folder / f"killed_{workers}"
+    moment = random.Random(workers).randint(1, LAST - 2)
+    process = start(workdir, f"--config.data.workers={workers}")
+    wait_for(workdir, moment)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert digest(finish(start(workdir, f"--config.data.workers={workers}"))) == digest(undisturbed)
+    losses = [row["step"] for row in logs.read(workdir) if "loss" in row]
+    assert losses == list(range(1, LAST + 1))
+    plain = {row["step"]: row["loss"] for row in logs.read(folder / "undisturbed") if "loss" in row}
+    assert {r["step"]: r["loss"] for r in logs.read(workdir) if "loss" in r} == plain
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(folder, undisturbed, number):
+    workdir = folder / f"stopped_{number}"
+    process = start(workdir)
+    wait_for(workdir, 1)
+    process.send_signal(number)
+    printed = finish(process, status=130)
+    assert "the same command goes on from there" in printed
+    steps = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+    assert f"stopped after update {max(steps)} of {LAST}" in printed
+    assert digest(finish(start(workdir))) == digest(undisturbed)
+
+
+def test_a_run_writes_scores_metrics_events_and_what_it_was_made_of(folder, undisturbed):
+    workdir = folder / "undisturbed"
+    scores = json.loads((workdir / "scores.json").read_text())
+    assert set(scores) == {"world_patterns", "world_shapes"}
+    assert {"miou", "pq", "sq", "rq", "pq_things", "pq_stuff", "iou"} <= set(scores["world_shapes"])
+    assert all(0 <= score["miou"] <= 100 for score in scores.values())
+    made_of = json.loads((workdir / "run.json").read_text())
+    assert made_of["config"]["optimizer"]["steps"] == LAST
+    assert 'name = "world_shapes"' in made_of["cards"]["world_shapes"]
+    assert list((workdir / "tensorboard").iterdir())
+    assert (workdir / "curves.png").stat().st_size > 0
+    evaluated = [r["step"] for r in logs.read(workdir) if "score/world_shapes/miou" in r]
+    assert evaluated == [4, LAST]
+
+
+def test_evaluation_of_the_checkpoint_gives_the_same_scores(folder, undisturbed):
+    workdir = folder / "undisturbed"
+    trained = json.loads((workdir / "scores.json").read_text())
+    (workdir / "scores.json").unlink()
+    finish(start(workdir, "--config.mode=evaluate"))
+    assert json.loads((workdir / "scores.json").read_text()) == trained
+
+
+def test_a_workdir_of_another_config_is_refused_with_the_difference(folder, undisturbed):
+    printed = finish(start(folder / "undisturbed", "--config.optimizer.rate=0.5"), status=2)
+    line = printed.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "optimizer.rate" in line and "0.001" in line and "0.5" in line
+    assert "Traceback" not in printed
