@@ -21,6 +21,7 @@ def get_config():
     config.pretrain.unseen_first = 10_000_000  # index of the first of them
     config.pretrain.processes = 2  # that render; 0 = none but this one
     config.pretrain.prompted = 0.5  # share of captions behind a prompt of random vectors
+    config.pretrain.naming = 1.0  # weight of the loss that asks for one word of a kind
     config.batching.batch = 128
     config.batching.multiple = 2
     config.model.resnet.depths = (1, 2, 2, 1)

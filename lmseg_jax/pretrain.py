@@ -1,4 +1,7 @@
-"""Contrastive pre-training of worlds-clip on captioned crops of rendered scenes.
+"""Pre-training of worlds-clip on captioned crops of rendered scenes.
+
+Two losses: captions against images, and each crop against all words of one kind ("a disc", "a
+ring", ...), half of the texts behind a random prompt such as LMSeg starts from.
 
 python -m lmseg_jax.main --config configs/clip_worlds.py --workdir DIR
 
@@ -26,22 +29,12 @@ from lmseg_jax.models.clip import Clip
 from lmseg_jax.models.norms import Constant
 from lmseg_jax.optimizer import make_optimizer
 from lmseg_jax.pipeline import crops as crops_module
-from lmseg_jax.pipeline.crops import Crops
 from lmseg_jax.pretrained import clip
 
 WEIGHTS, MANIFEST = "worlds_clip.safetensors", "worlds_clip.json"
 LARGEST_SCALE = 100.0  # of cosine similarities, as in CLIP
 CHUNK = 250  # images encoded at a time in evaluation
-
-# Words asked of each attribute in zero-shot evaluation; crops without the attribute are left out.
-PROMPTS = {
-    "shape": {s: f"a {s}" for s in ("disc", "ring", "square", "triangle", "star", "cross")},
-    "color": {c: f"a {c} object" for c in ("red", "green", "blue", "yellow", "purple")},
-    "texture": {t: f"a {t} object" for t in ("striped", "checkered", "dotted", "plain")},
-    "coarse": {"round": "a round thing", "angular": "an angular thing"},
-    "stuff": {s: s for s in ("grass", "water", "sand", "rock")},
-}
-COARSE = {"disc": "round", "ring": "round", "square": "angular", "triangle": "angular"}
+SHORT = 12  # tokens that a phrase fits in
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -57,8 +50,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     unseen = render(keys.unseen_first, keys.unseen)
     seen = render(0, keys.crops)
-    tokens = caption_tokens(seen.captions)
-    stated, true = crops_module.statements(seen.captions), crops_module.facts(seen)
+    known = {
+        "tokens": caption_tokens(seen.captions),
+        "stated": crops_module.statements(seen.captions),
+        "true": crops_module.facts(seen),
+        "words": crops_module.truths(seen),
+    }
 
     optimizer = make_optimizer(config.optimizer)
     graphdef, params, constants = create(config)
@@ -74,8 +71,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     progress = logs.Progress(config.optimizer.steps, images=batch)
     for step in range(config.optimizer.steps):
         rows, flips = draw(step, batch, total=len(seen), seed=config.seed)
-        arrays = {"image": seen.images[rows], "flip": flips}
-        arrays |= {"tokens": tokens[rows], "stated": stated[rows], "true": true[rows]}
+        arrays = {name: array[rows] for name, array in known.items()}
+        arrays |= {"image": seen.images[rows], "flip": flips}
         batch_arrays = sharding.batch_to_global(arrays, mesh)
         state, measured = update(state, batch_arrays, np.int32(step))
         done, last = step + 1, step + 1 == config.optimizer.steps
@@ -91,7 +88,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
                     f"update {done}: "
                     + "  ".join(f"{name} {value:.1f}" for name, value in accuracy.items())
                 )
-                write(workdir, state, tokens, config, accuracy=accuracy, steps=done)
+                write(workdir, state, known["tokens"], config, accuracy=accuracy, steps=done)
     log.close()
 
 
@@ -123,6 +120,12 @@ def caption_tokens(captions: np.ndarray) -> np.ndarray:
     full = tokenizer.tokenize_full(texts.tolist())
     longest = int((full != tokenizer.END).sum(axis=1).max()) + 1
     return full[where, :longest]
+
+
+def phrase_tokens() -> np.ndarray:
+    """Tokens of `crops.phrases` with each opening, i32 [openings, T, S]."""
+    openings = [crops_module.phrases(opening) for opening in crops_module.OPENINGS]
+    return np.stack([tokenizer.tokenize_full(texts, length=SHORT) for texts in openings])
 
 
 def draw(step: int, batch: int, *, total: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -177,11 +180,33 @@ def contrastive_loss(logits: Array, stated: Array, true: Array) -> Array:
     return (cross_entropy(logits, positive) + cross_entropy(logits.T, positive.T)) / 2
 
 
+def naming_loss(logits: Array, words: Array) -> Array:
+    """Cross entropy of each crop against all words of one kind, mean over kinds and crops.
+
+    Captions that differ in one word only are the negatives that teach shape and texture; among
+    the captions of a batch they are rare.
+
+    Args:
+      logits: f32 [B, T], images by `crops.phrases`.
+      words: i32 [B, kinds], see `crops.truths`; -1 = not asked.
+    """
+    losses, first = [], 0
+    for kind, names in enumerate(crops_module.WORDS.values()):
+        asked = (words[:, kind] >= 0).astype(jnp.float32)
+        entropy = optax.softmax_cross_entropy_with_integer_labels(
+            logits[:, first : first + len(names)], jnp.maximum(words[:, kind], 0)
+        )
+        losses.append(jnp.sum(entropy * asked) / jnp.maximum(jnp.sum(asked), 1.0))
+        first += len(names)
+    return jnp.mean(jnp.stack(losses))
+
+
 def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, config):
     """The jitted `(state, batch, step) -> (state, measurements)`."""
     count = config.batching.batch
     prompted = round(config.pretrain.prompted * count)
     width, length = config.model.text.width, config.model.text.prompt
+    bank = phrase_tokens()
 
     def loss_fn(params, constants, batch, step):
         model = nnx.merge(graphdef, params, constants)
@@ -194,20 +219,29 @@ def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation,
             model.encode_text(tokens[:prompted], prompt=prompt),
             model.encode_text(tokens[prompted:]),
         ]
+        phrases = jnp.asarray(bank)[step % len(bank)]
         scale = jnp.exp(jnp.minimum(model.logit_scale[...], jnp.log(LARGEST_SCALE)))
-        logits = scale * images @ jnp.concatenate(texts).T
+        contrast = contrastive_loss(
+            scale * images @ jnp.concatenate(texts).T, batch["stated"], batch["true"]
+        )
+        naming = [
+            naming_loss(scale * images @ model.encode_text(phrases, prompt=p).T, batch["words"])
+            for p in (None, prompt)
+        ]
+        naming = (naming[0] + naming[1]) / 2
         averages = nnx.to_pure_dict(nnx.state(model, Constant))
-        return contrastive_loss(logits, batch["stated"], batch["true"]), (averages, scale)
+        measured = {"contrast": contrast, "naming": naming, "scale": scale}
+        return contrast + config.pretrain.naming * naming, (averages, measured)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def update(state, batch, step):
         params, constants, moments = state
-        (loss, (constants, scale)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        (loss, (constants, measured)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             params, constants, batch, step
         )
         changes, moments = optimizer.update(grads, moments, params)
         params = optax.apply_updates(params, changes)
-        measured = {"loss": loss, "scale": scale, "gradient": optax.tree.norm(grads)}
+        measured |= {"loss": loss, "gradient": optax.tree.norm(grads)}
         return (params, constants, moments), measured
 
     return update
@@ -233,40 +267,14 @@ def make_score(graphdef: nnx.GraphDef, config: ConfigDict):
         parts = range(0, len(crops), CHUNK)
         images = [encode_images(params, constants, crops.images[i : i + CHUNK]) for i in parts]
         images = np.concatenate([np.asarray(part) for part in images])
-        words = [word for group in PROMPTS.values() for word in group.values()]
-        tokens = tokenizer.tokenize_full(words, length=16)
+        tokens = tokenizer.tokenize_full(crops_module.phrases("a"), length=SHORT)
         plain, behind = encode_texts(params, constants, tokens, prompt.astype(np.float32))
-        behind = zero_shot(images, np.asarray(behind), crops)
-        return zero_shot(images, np.asarray(plain), crops) | {
+        behind = crops_module.zero_shot(images, np.asarray(behind), crops)
+        return crops_module.zero_shot(images, np.asarray(plain), crops) | {
             f"{name}_prompted": value for name, value in behind.items()
         }
 
     return score
-
-
-def zero_shot(images: np.ndarray, texts: np.ndarray, crops: Crops) -> dict[str, float]:
-    """Percent of crops whose attribute is the most similar text, for each attribute.
-
-    Args:
-      images: f32 [N, C] of unit length.
-      texts: f32 [T, C] of unit length, the entries of `PROMPTS` in order.
-      crops: their truth.
-    """
-    truths = {
-        "shape": crops.shapes,
-        "color": crops.colors,
-        "texture": crops.textures,
-        "coarse": np.array([COARSE.get(shape, "") for shape in crops.shapes]),
-        "stuff": np.where(crops.shapes == "", crops.stuff, ""),
-    }
-    accuracy, first = {}, 0
-    for name, words in PROMPTS.items():
-        asked = truths[name] != ""
-        guess = (images[asked] @ texts[first : first + len(words)].T).argmax(axis=1)
-        right = np.array(list(words))[guess] == truths[name][asked]
-        accuracy[name] = 100 * float(np.mean(right))
-        first += len(words)
-    return accuracy
 
 
 def write(
@@ -286,7 +294,7 @@ def write(
         pool=params["pool"],
         text=params["text"],
         logit_scale=params["logit_scale"],
-        rows=np.unique(tokens),
+        rows=np.union1d(tokens, phrase_tokens()),
         seed=config.seed,
         heads=config.model.text.heads,
     )

@@ -20,6 +20,15 @@ WORDS = {
     "coarse": ("round", "angular"),
     "stuff": ("grass", "water", "sand", "rock"),
 }
+PHRASES = {  # how a word of each kind is said, after an opening
+    "shape": "{}",
+    "color": "{} object",
+    "texture": "{} object",
+    "coarse": "{} thing",
+    "stuff": "{}",
+}
+OPENINGS = ("", "a", "a photo of a")
+PHOTO = "a photo of"
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,50 @@ def facts(crops: Crops) -> np.ndarray:
         columns.append([number.get(value, -2) for value in values.tolist()])
     columns += [crops.shapes != "", crops.stuff != "water"]
     return np.array(columns, np.int32).T
+
+
+def phrases(opening: str) -> list[str]:
+    """All words of all kinds as short texts: "a disc", ..., "a red object", ..., "rock".
+
+    Args:
+      opening: one of `OPENINGS`; stuff takes no article.
+    """
+    texts = []
+    for kind, words in WORDS.items():
+        for word in words:
+            start = opening if kind != "stuff" else PHOTO * opening.startswith(PHOTO)
+            phrase = PHRASES[kind].format(word)
+            if start.endswith("a") and phrase[0] in "aeiou":
+                start += "n"
+            texts.append(f"{start} {phrase}".strip())
+    return texts
+
+
+def truths(crops: Crops) -> np.ndarray:
+    """Word of each kind that is true of each crop, i32 [N, 5], -1 where it is not asked.
+
+    Columns: `WORDS`. Stuff is asked where there is no object.
+    """
+    table = facts(crops)
+    table[table[:, 5] == 1, 4] = -1
+    return np.maximum(table[:, : len(WORDS)], -1)
+
+
+def zero_shot(images: np.ndarray, texts: np.ndarray, crops: Crops) -> dict[str, float]:
+    """Percent of crops whose most similar text among those of a kind is the true one.
+
+    Args:
+      images: f32 [N, C] of unit length.
+      texts: f32 [T, C] of unit length, of `phrases`.
+      crops: their truth; a crop without a word of a kind does not count there.
+    """
+    accuracy, first = {}, 0
+    for (kind, words), true in zip(WORDS.items(), truths(crops).T, strict=True):
+        asked = true >= 0
+        guess = (images[asked] @ texts[first : first + len(words)].T).argmax(axis=1)
+        accuracy[kind] = 100 * float(np.mean(guess == true[asked]))
+        first += len(words)
+    return accuracy
 
 
 def _render_chunk(chunk: tuple[int, int, int]) -> tuple[np.ndarray, ...]:
