@@ -3,7 +3,8 @@
 python -m lmseg_jax.main --config configs/clip_worlds.py --workdir runs/clip_worlds
 
 Writes worlds_clip.safetensors and worlds_clip.json; copied to lmseg_jax/assets/ they are what
-`pretrained.image = "worlds-clip"` reads. Zero-shot accuracy to expect: see docs/results.md.
+`pretrained.image = "worlds-clip"` reads. Zero-shot accuracy on 2,000 unseen crops (one seed, about
+half an hour on two busy cores): shape 87, colour 93, texture 96, coarse 95, stuff 100 percent.
 """
 
 from ml_collections import ConfigDict
