@@ -19,7 +19,7 @@ def get_config():
     config.model.width = 96
     config.model.resnet.depths = (1, 2, 2, 1)
     config.model.resnet.width = 16
-    config.model.pixel_decoder.width = 64
+    config.model.pixel_decoder.width = 48
     config.model.pixel_decoder.groups = 8
     config.model.decoder.layers = 3
     config.model.decoder.heads = 4
@@ -33,14 +33,15 @@ def get_config():
     config.pretrained.image = "worlds-clip"
     config.pretrained.text = "worlds-clip"
     config.loss.resolution = "quarter"
-    config.optimizer.steps = 2500
+    config.optimizer.steps = 1900
     config.optimizer.rate = 1e-3
     config.optimizer.decay = 0.01
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup = 100
     config.optimizer.clip = 1.0
     config.optimizer.average = 0.99
-    config.evaluation.every = 1250
+    config.evaluation.every = 950
+    config.evaluation.batch = 4
     config.evaluation.cross = True
     config.evaluation.baselines = True
     config.checkpoint.every = 500
