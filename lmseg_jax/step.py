@@ -116,7 +116,7 @@ def make_step(
     def update(state, sums):
         _, text_path = jax.vjp(lambda p: text_of(p, state.frozen)["embeddings"], state.params)
         grads = jax.tree.map(jnp.add, sums["params"], text_path(sums["text"])[0])
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         changes, memory = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, changes)
         average = state.average

@@ -77,7 +77,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(folder, undisturbed, workers):
     process = start(workdir, f"--config.data.workers={workers}")
     wait_for(workdir, moment)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=60)  # ends when the workers, who hold the same pipes, have ended
     assert digest(finish(start(workdir, f"--config.data.workers={workers}"))) == digest(undisturbed)
     losses = [row["step"] for row in logs.read(workdir) if "loss" in row]
     assert losses == list(range(1, LAST + 1))

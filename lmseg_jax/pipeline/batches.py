@@ -5,6 +5,9 @@ in an order shuffled anew each epoch, and what is drawn to augment it. The plan 
 an update takes. So a run can start at any update, with any number of threads, processes and hosts.
 """
 
+import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -153,7 +156,7 @@ class Loader:
         return iter(
             crops.to_iter_dataset(grain.ReadOptions(self._threads, self._threads)).mp_prefetch(
                 grain.MultiprocessingOptions(workers, per_worker_buffer_size=-(-ahead // workers)),
-                worker_init_fn=single_threaded_opencv,
+                worker_init_fn=start_worker,
             )
         )
 
@@ -240,6 +243,16 @@ def feed_seed(seed: int, name: str) -> int:
     return int(np.random.SeedSequence(words).generate_state(1, np.uint32)[0])
 
 
-def single_threaded_opencv(worker: int, workers: int) -> None:
-    """Keeps OpenCV's own threads from competing with the workers; runs at each worker's start."""
+def start_worker(worker: int, workers: int) -> None:
+    """Runs at each worker's start: no OpenCV threads that compete, and no life without the run.
+
+    A worker whose parent was killed would otherwise wait for it forever.
+    """
     cv2.setNumThreads(0)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

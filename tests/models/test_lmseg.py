@@ -117,8 +117,12 @@ class Plain(nnx.Module):
 
 
 def test_any_module_that_keeps_the_contract_is_a_backbone():
-    model = LMSeg(Plain(rngs=nnx.Rngs(1)), tiny_config().model, rngs=nnx.Rngs(0))
-    found = model(IMAGES, text(), jnp.zeros(2, jnp.int32), valid=VALID)
+    @jax.jit
+    def run(images):
+        model = LMSeg(Plain(rngs=nnx.Rngs(1)), tiny_config().model, rngs=nnx.Rngs(0))
+        return model(images, text(), jnp.zeros(2, jnp.int32), valid=VALID)
+
+    found = run(IMAGES)
     assert found["masks"].shape == (2, 2, 6, 16, 16)
     assert np.isfinite(found["logits"]).all()
 
