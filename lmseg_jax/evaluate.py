@@ -72,6 +72,8 @@ def finish(
 
     report.write_json(workdir / "scores.json", scores)
     print(report.format_scores(scores, baselines))
+    if means := report.format_means(scores):
+        print(means)
     if baselines:
         report.write_json(workdir / "baselines.json", baselines)
     if cross:

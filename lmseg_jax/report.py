@@ -69,6 +69,18 @@ def format_scores(scores: dict[str, dict], baselines: dict[str, dict] | None) ->
     return "\n".join([*rows, row("mean", means, others)])
 
 
+def format_means(scores: dict[str, dict]) -> str:
+    """One line of `mean_of_last`, empty where there is none."""
+    cells = []
+    for name, score in scores.items():
+        mean = score.get("mean_of_last", {})
+        found = [(label, mean.get(key)) for label, key in (("mIoU", "miou"), ("PQ", "pq"))]
+        known = [f"{label} {value:.1f}" for label, value in found if value is not None]
+        if known:
+            cells.append(" ".join([f"{name} (last {mean['evaluations']})", *known]))
+    return "mean of the last evaluations: " + ", ".join(cells) if cells else ""
+
+
 def format_cross(table: dict, key: str) -> str:
     """The worlds x taxonomies table of one score: rows are scenes, columns the words asked."""
     rows = [f"{key + ': scenes / words':<24}" + "".join(f"{name:>18}" for name in table)]

@@ -39,6 +39,9 @@ def test_the_mean_of_the_last_evaluations():
     scores = {"a": {"miou": 40.0}}
     report.add_means(scores, [*rows, {"step": 40, "loss": 1.0}], count=3)
     assert scores["a"]["mean_of_last"] == {"evaluations": 3, "miou": 30.0}
+    line = "mean of the last evaluations: a (last 3) mIoU 30.0"
+    assert report.format_means(scores) == line
+    assert report.format_means({"a": {"miou": 1.0}}) == ""
 
 
 def test_json_is_written_whole(tmp_path):
