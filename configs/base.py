@@ -51,6 +51,7 @@ def get_config():
     config.model.decoder.dropout = 0.1
     config.model.decoder.order = "visual-text"  # CGD, Sec. 3.4 | text-visual | visual (none)
     config.model.decoder.memory = "res5"  # or res3 | res4 | pixel8 | pixel16 (FPN levels)
+    config.model.decoder.padding = "hidden"  # from image attention | seen (MaskFormer)
     config.model.text = ConfigDict()
     config.model.text.width = 512  # CLIP RN50's text tower
     config.model.text.layers = 12

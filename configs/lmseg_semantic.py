@@ -15,4 +15,5 @@ def get_config():
     config = base.get_config()
     config.data.train = ("ade20k", "coco_stuff", "cityscapes", "mapillary")
     config.loss.unlabelled = "negative"
+    config.model.decoder.padding = "seen"
     return config

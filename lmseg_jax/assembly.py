@@ -77,7 +77,7 @@ class First:
         return self.source[index]
 
 
-def without_truth(sample: Sample, *, name: str) -> Sample:
+def without_truth(sample: Sample) -> Sample:
     """The same image with every pixel void, so that it can be asked in any words."""
     nothing = np.zeros(0, np.int32)
     return replace(
@@ -86,7 +86,6 @@ def without_truth(sample: Sample, *, name: str) -> Sample:
         classes=nothing,
         area=nothing,
         crowd=nothing.astype(bool),
-        name=name,
     )
 
 
@@ -207,7 +206,7 @@ def fingerprint(config: ConfigDict, cards: list[DatasetCard], feeds: list[Feed])
         else [(card.name, config.data.train_split, str(len(feed.source)))]
         for card, feed in zip(cards, feeds, strict=False)
     }
-    return configuration.fingerprint(config, cards, files)
+    return configuration.fingerprint(config, cards[: len(feeds)], files)
 
 
 def refuse_other(found: dict, asked: dict, workdir: Path) -> None:

@@ -16,6 +16,7 @@ CHOICES = {
     "model.pixel_decoder.name": ("fpn",),
     "model.decoder.order": ("visual-text", "text-visual", "visual"),
     "model.decoder.memory": ("res3", "res4", "res5", "pixel8", "pixel16"),
+    "model.decoder.padding": ("hidden", "seen"),
     "loss.resolution": ("full", "quarter"),
     "loss.unlabelled": ("excluded", "negative"),
     "matcher.where": ("host", "device"),
@@ -48,7 +49,6 @@ AT_LEAST = {
     "loss.classification": 0,
     "loss.focal": 0,
     "loss.dice": 0,
-    "loss.no_object": 0,
     "matcher.classification": 0,
     "matcher.focal": 0,
     "matcher.dice": 0,
@@ -68,9 +68,12 @@ AT_LEAST = {
     "log.every": 1,
 }
 
-ABOVE_ZERO = ("model.temperature", "optimizer.power", "optimizer.clip")
+ABOVE_ZERO = ("model.temperature", "loss.no_object", "optimizer.power", "optimizer.clip")
 
 BELOW_ONE = ("model.decoder.dropout", "optimizer.average")
+
+GROUP = 8  # channels of a group of the backbone's GroupNorm
+LONGEST_PROMPT = 64  # of 77 positions; start, end and eleven tokens of a name remain
 
 # The first divides the second.
 DIVIDES = (
@@ -155,6 +158,15 @@ def _ranges(values: Mapping[str, object]) -> None:
 
 def _together(values: Mapping[str, object]) -> None:
     """Values that must agree with each other in a run of the segmentation model."""
+    if values["model.text.prompt"] > LONGEST_PROMPT:
+        raise _wrong(values, "model.text.prompt", f"leaves no room for names; {LONGEST_PROMPT} fit")
+    norm, width = values["model.resnet.norm"], values["model.resnet.width"]
+    if norm == "group" and values["pretrained.image"]:
+        raise _wrong(
+            values, "pretrained.image", 'has BatchNorm; config.model.resnet.norm must be "frozen"'
+        )
+    if norm == "group" and width % GROUP:
+        raise _wrong(values, "model.resnet.width", f"is no multiple of {GROUP}, a norm's group")
     train, weights = values["data.train"], values["batching.weights"]
     if not train and (values["mode"] == "train" or not values["data.evaluate"]):
         raise _wrong(values, "data.train", "names no dataset card")

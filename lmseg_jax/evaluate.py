@@ -29,7 +29,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     weights = checkpoint.read_weights(folder, names=(name, "frozen"), expected=expected)
     network = Network(state.graph(config.model), assembly.vocabulary_of(cards), mesh)
     network.load(*jax.device_put((weights[name], weights["frozen"]), sharding.replicated(mesh)))
-    finish(network, sets, config, workdir, rows=logs.read(workdir))
+    finish(network, sets, config, workdir, step=checkpoint.latest(folder))
     return 0
 
 
@@ -39,7 +39,7 @@ def finish(
     config: ConfigDict,
     workdir: Path,
     *,
-    rows: Sequence[dict],
+    step: int,
 ) -> dict[str, dict]:
     """Evaluates once more and writes scores.json, cross.json, baselines.json and the pictures.
 
@@ -48,13 +48,16 @@ def finish(
       sets: to be scored.
       config: of the run.
       workdir: where files go.
-      rows: of metrics.jsonl so far, for curves and the mean of the last evaluations.
+      step: updates that made the weights; earlier rows of metrics.jsonl give the curves and the
+        mean of the last evaluations.
 
     Returns:
       {dataset: scores}.
     """
     scores, pictures = evaluate_all(network, sets, config)
-    rows = [*rows, {"step": config.optimizer.steps} | report.flat(scores)]
+    # these weights may have been scored before; once is enough
+    rows = [r for r in logs.read(workdir) if r["step"] < step or r["step"] == step and "loss" in r]
+    rows.append({"step": step} | report.flat(scores))
     if config.evaluation.average > 1:
         report.add_means(scores, rows, count=config.evaluation.average)
     baselines = {}
@@ -111,36 +114,24 @@ def _panel_rows(sets: Sequence[EvaluationSet], pictures: dict[str, list[Picture]
 def _asked(
     network: Network, sets: Sequence[EvaluationSet], config: ConfigDict
 ) -> list[tuple[EvaluationSet, list[Picture]]]:
-    """The first image of each set, asked in the taxonomy of every set."""
-    images = [data.source[0] for data in sets]
+    """The first image of each set, asked in the taxonomy of every set: (words, pictures)."""
     found = []
     for words in sets:
-        data = EvaluationSet(_Unlabelled(images), words.card, words.dataset)
-        _, pictures = evaluate_set(
-            network, data, batch=1, threads=config.data.threads, pictures=len(images)
-        )
+        pictures = []
+        for scenes in sets:
+            image = assembly.without_truth(scenes.source[0])
+            data = EvaluationSet([image], words.card, words.dataset, scenes=scenes.card)
+            pictures += evaluate_set(
+                network, data, batch=1, threads=config.data.threads, pictures=1
+            )[1]
         found.append((words, pictures))
     return found
 
 
-class _Unlabelled(Sequence):
-    """Images without truth, so that any words can be asked of them."""
-
-    def __init__(self, samples):
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int):
-        return assembly.without_truth(self.samples[index], name=str(index))
-
-
 def _draw_taxonomies(asked: list[tuple[EvaluationSet, list[Picture]]], path: Path) -> None:
-    """One column for each taxonomy; pictures are put back in the order of the images."""
-    order = [sorted(pictures, key=lambda p: int(p.sample.name)) for _, pictures in asked]
+    """One column for each taxonomy."""
     predictions = []
-    for (words, _), pictures in zip(asked, order, strict=True):
+    for words, pictures in asked:
         prediction = {
             "title": words.card.name,
             "names": words.card.taxonomy.names,
@@ -150,4 +141,4 @@ def _draw_taxonomies(asked: list[tuple[EvaluationSet, list[Picture]]], path: Pat
         if all(picture.segments is not None for picture in pictures):
             prediction["segments"] = [picture.segments for picture in pictures]
         predictions.append(prediction)
-    visualize.taxonomies([picture.sample.image for picture in order[0]], predictions, path=path)
+    visualize.taxonomies([picture.sample.image for picture in asked[0][1]], predictions, path=path)

@@ -126,12 +126,12 @@ def matching_cost(
     label = jnp.take_along_axis(probability, jnp.broadcast_to(asked, (b, x.shape[1], t)), axis=2)
 
     positive, negative = focal_terms(x)
-    focal = jnp.einsum("bqp,btp->bqt", positive - negative, truth)
+    focal = jnp.einsum("bqp,btp->bqt", positive - negative, truth, precision="highest")
     focal = focal + jnp.sum(negative * pixels, axis=-1)[..., None]
     focal = focal / jnp.maximum(jnp.sum(pixels, axis=-1), 1)[..., None]
 
     inside = jax.nn.sigmoid(x) * pixels
-    overlap = 2 * jnp.einsum("bqp,btp->bqt", inside, truth)
+    overlap = 2 * jnp.einsum("bqp,btp->bqt", inside, truth, precision="highest")
     total = jnp.sum(inside, axis=-1)[..., None] + jnp.sum(truth, axis=-1)[:, None, :]
     dice = 1 - (overlap + 1) / (total + 1)
     return -weights["classification"] * label + weights["focal"] * focal + weights["dice"] * dice

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lmseg_jax import metrics, postprocess, sharding
-from lmseg_jax.datasets.card import DatasetCard
+from lmseg_jax.datasets.card import DatasetCard, TestRule
 from lmseg_jax.datasets.sample import PADDING, Sample, semantic_map
 from lmseg_jax.models.lmseg import MULTIPLE
 from lmseg_jax.pipeline import transforms
@@ -26,13 +26,19 @@ class EvaluationSet:
 
     Attributes:
       source: random access to Samples, annotated in the card's taxonomy.
-      card: whose names are asked and whose rules (test size, thresholds) hold.
+      card: whose names are asked and whose thresholds hold.
       dataset: the card's row of the Text.
+      scenes: the card that the images come from, whose test rule resizes them; None = `card`.
     """
 
     source: Sequence[Sample]
     card: DatasetCard
     dataset: int
+    scenes: DatasetCard | None = None
+
+    @property
+    def test(self) -> TestRule:
+        return (self.scenes or self.card).test
 
 
 @dataclass(frozen=True)
@@ -103,11 +109,12 @@ class Prepared:
     image: np.ndarray
     segments: np.ndarray
     network: tuple[int, int]
+    index: int = 0
 
 
-def prepare(sample: Sample, card: DatasetCard) -> Prepared:
-    """Resizes by the card's test rule and pads right and bottom."""
-    image = transforms.test_resize(sample.image, card.test)
+def prepare(sample: Sample, rule: TestRule) -> Prepared:
+    """Resizes by a card's test rule and pads right and bottom."""
+    image = transforms.test_resize(sample.image, rule)
     h, w = image.shape[:2]
     rows, columns = -h % MULTIPLE, -w % MULTIPLE
     return Prepared(
@@ -151,9 +158,11 @@ def evaluate_set(
     panoptic_score = metrics.PanopticMetric(taxonomy.names, taxonomy.things)
     size = batch * network.local.size
     mine = range(jax.process_index(), len(data.source), jax.process_count())
-    found: dict[str, Picture] = {}
-    wanted = {i for i in mine if i < pictures}
-    columns = np.append(np.arange(len(taxonomy)), len(taxonomy))  # real names, background last
+    found: dict[int, Picture] = {}
+    names = len(taxonomy) + 1  # background last; further columns are other datasets' padding
+
+    def read(index: int) -> Prepared:
+        return replace(prepare(data.source[index], data.test), index=index)
 
     def paint(item: Prepared, logits: np.ndarray, masks: np.ndarray):
         where = {
@@ -161,25 +170,25 @@ def evaluate_set(
             "network": item.network,
             "size": item.sample.image.shape[:2],
         }
-        labels = postprocess.semantic(logits[:, columns], masks, **where)
+        labels = postprocess.semantic(logits[:, :names], masks, **where)
         if not panoptic:
-            return item.sample, labels, None, None
+            return item, labels, None, None
         segments, info = postprocess.panoptic(
-            logits[:, columns],
+            logits[:, :names],
             masks,
             **where,
             things=taxonomy.things,
             object_mask=card.object_mask,
             overlap=card.overlap,
         )
-        return item.sample, labels, segments, info
+        return item, labels, segments, info
 
     with ThreadPoolExecutor(threads) as pool:
 
         def items():
             pending = []
             for i in mine:
-                pending.append(pool.submit(lambda i: prepare(data.source[i], card), i))
+                pending.append(pool.submit(read, i))
                 if len(pending) >= 2 * size + threads:
                     yield pending.pop(0).result()
             for future in pending:
@@ -197,7 +206,8 @@ def evaluate_set(
             painted = pool.map(
                 paint, group, output["logits"][: len(group)], output["masks"][: len(group)]
             )
-            for sample, labels, segments, info in painted:
+            for item, labels, segments, info in painted:
+                sample = item.sample
                 semantic_score.update(labels, semantic_map(sample))
                 if panoptic:
                     panoptic_score.update(
@@ -209,12 +219,12 @@ def evaluate_set(
                         sample.crowd,
                         name=sample.name,
                     )
-                if len(found) < len(wanted):
-                    found[sample.name] = Picture(sample, labels, segments)
+                if item.index < pictures:
+                    found[item.index] = Picture(sample, labels, segments)
     scores = merged(semantic_score).compute()
     if panoptic:
         scores |= merged(panoptic_score).compute()
-    return scores, list(found.values())
+    return scores, [found[index] for index in sorted(found)]
 
 
 def merged(metric):
@@ -259,7 +269,8 @@ def cross_table(
     for scenes in sets:
         table[scenes.card.name] = {}
         for words in sets:
-            data = EvaluationSet(relabel(scenes, words), words.card, words.dataset)
+            source = relabel(scenes, words)
+            data = EvaluationSet(source, words.card, words.dataset, scenes=scenes.card)
             scores, _ = evaluate_set(
                 network, data, batch=config.evaluation.batch, threads=config.data.threads
             )

@@ -144,12 +144,21 @@ def run(config: ConfigDict, workdir: Path) -> int:
             return 130
     progress.close()
 
-    # ---- the end: scores, tables, pictures
+    # ---- the end: scores, tables, pictures; everything is saved, so from here a signal just ends
+    checkpoints.wait()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     network.load(*assembly.evaluated_weights(train_state))
-    scores = finish(network, sets, config, workdir, rows=logs.read(workdir))
-    log.write(last, flat(scores))
+    try:
+        scores = finish(network, sets, config, workdir, step=last)
+    except KeyboardInterrupt:
+        print(f"stopped after update {last} of {last}; the same command goes on from there")
+        return 130
+    if not any("loss" not in row for row in logs.read(workdir) if row["step"] == last):
+        log.write(last, flat(scores))
+    total = digest(train_state, mesh)
     if main:
-        print(f"weights and optimizer state: sha256 {digest(train_state)}")
+        print(f"weights and optimizer state: sha256 {total}")
     checkpoints.close()
     log.close()
     return 0
@@ -211,9 +220,11 @@ def asked_to_stop() -> Callable[[], bool]:
     return answer
 
 
-def digest(train_state: state.TrainState) -> str:
-    """SHA-256 over parameters and optimizer state, in the order of the tree."""
+def digest(train_state: state.TrainState, mesh: Mesh) -> str:
+    """SHA-256 over parameters and optimizer state, in the order of the tree; all processes call."""
+    gather = jax.jit(lambda leaf: leaf, out_shardings=sharding.replicated(mesh))
     total = hashlib.sha256()
     for leaf in jax.tree.leaves((train_state.params, train_state.optimizer)):
-        total.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+        whole = leaf if leaf.is_fully_addressable else gather(leaf)
+        total.update(np.asarray(whole.addressable_data(0) if whole is not leaf else leaf).tobytes())
     return total.hexdigest()

@@ -34,8 +34,8 @@ def test_the_vocabulary_ends_each_dataset_with_background(config):
 
 def test_an_image_without_truth_is_all_void(config):
     data = assembly.evaluation_sets(config, assembly.load_cards(config))[0]
-    sample = assembly.without_truth(data.source[0], name="0")
-    assert (sample.segments == -1).all() and len(sample.classes) == 0 and sample.name == "0"
+    sample = assembly.without_truth(data.source[0])
+    assert (sample.segments == -1).all() and len(sample.classes) == 0
 
 
 def test_leaves_are_dealt_out_to_where_they_live():
@@ -68,3 +68,13 @@ def test_pretrained_text_is_taken_over_exactly():
 def test_differences_are_named(tmp_path):
     with pytest.raises(UserError, match="optimizer.rate"):
         assembly.refuse_other({"optimizer.rate": 1.0}, {"optimizer.rate": 2.0}, tmp_path)
+
+
+def test_cards_that_are_only_evaluated_do_not_change_the_fingerprint(config):
+    def fingerprint():
+        cards = assembly.load_cards(config)
+        return assembly.fingerprint(config, cards, assembly.training_feeds(config, cards))
+
+    before = fingerprint()
+    config.data.evaluate = ("world_coarse",)
+    assert fingerprint() == before

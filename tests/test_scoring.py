@@ -74,8 +74,8 @@ def test_pictures_are_those_of_the_first_images():
 
 
 def test_images_of_any_size_get_a_canvas_of_multiples_of_32():
-    card = replace(CARD, test=replace(CARD.test, short_side=50, max_side=80))
-    item = scoring.prepare(halves("x", size=(50, 70)), card)
+    rule = replace(CARD.test, short_side=50, max_side=80)
+    item = scoring.prepare(halves("x", size=(50, 70)), rule)
     assert item.network == (50, 70)
     assert item.image.shape == (64, 96, 3)
     padding = item.segments == PADDING

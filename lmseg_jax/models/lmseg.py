@@ -74,6 +74,7 @@ class LMSeg(nnx.Module):
         )
         self.adapter = torch_linear(text.embedding, config.width, rngs=rngs)
         self.memory = decoder.memory
+        self.padding_seen = decoder.padding == "seen"
 
     def encode_text(self, tokens: Array, index: Array, valid: Array) -> dict[str, Array]:
         """Embeds every distinct name once and deals the rows out to the datasets.
@@ -119,9 +120,10 @@ class LMSeg(nnx.Module):
         x = jnp.where(valid[..., None], x, 0)
         features = self.backbone(x)
         features |= self.pixel_decoder(features)
+        seen = jnp.ones_like(valid) if self.padding_seen else valid
         queries = self.decoder(
             features[self.memory],
-            any_valid(valid, STRIDES[self.memory]),
+            any_valid(seen, STRIDES[self.memory]),
             text=text["embeddings"][dataset],
             text_valid=text["valid"][dataset],
             rngs=rngs,

@@ -6,6 +6,7 @@ an update takes. So a run can start at any update, with any number of threads, p
 """
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -249,6 +250,7 @@ def start_worker(worker: int, workers: int) -> None:
     A worker whose parent was killed would otherwise wait for it forever.
     """
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the run decides what follows
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 

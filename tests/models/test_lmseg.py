@@ -79,6 +79,29 @@ def test_the_values_of_padding_change_nothing(forward):
     np.testing.assert_array_equal(found["logits"], plain["logits"])
 
 
+def test_padding_is_attended_only_where_the_config_says_so():
+    valid = VALID.copy()
+    valid[:, 32:] = False  # one of two cells a column at stride 32
+
+    def queries(padding, value):
+        config = tiny_config().model
+        config.decoder.padding = padding
+        model = build(config, rngs=nnx.Rngs(0))
+        # features of the padded half differ; what the decoder is told decides if that matters
+        memory = np.random.default_rng(0).normal(size=(2, 2, 2, 256)).astype(np.float32)
+        memory[:, 1] = value
+        seen = np.ones_like(valid) if model.padding_seen else valid
+        return model.decoder(
+            memory,
+            any_valid(jnp.asarray(seen), 32),
+            text=text()["embeddings"].repeat(2, axis=0),
+            text_valid=jnp.ones((2, 4), bool),
+        )
+
+    assert np.abs(queries("hidden", 0.0) - queries("hidden", 3.0)).max() == 0
+    assert np.abs(queries("seen", 0.0) - queries("seen", 3.0)).max() > 1e-3
+
+
 def test_a_cell_is_padding_only_if_all_of_it_is():
     valid = np.zeros((1, 4, 4), bool)
     valid[0, 1, 3] = True
