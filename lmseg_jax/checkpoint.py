@@ -164,7 +164,7 @@ def _manager(folder: Path, handler, options) -> ocp.CheckpointManager:
 
 
 def _reading() -> ocp.CheckpointManagerOptions:
-    return ocp.CheckpointManagerOptions(read_only=True)
+    return ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
 
 
 def _read_run(manager: ocp.CheckpointManager, step: int) -> dict:
