@@ -97,7 +97,7 @@ def get_config():
     config.evaluation = ConfigDict()
     config.evaluation.every = 5000  # updates between evaluations; the last is evaluated
     config.evaluation.batch = 1  # images a device segments at once, where their sizes agree
-    config.evaluation.average = 1  # the score reported is the mean of this many last evaluations
+    config.evaluation.average = 1  # `mean_of_last` is the mean of this many evaluations
     config.evaluation.cross = False  # fill the worlds x taxonomies table at the end
     config.evaluation.baselines = False  # trivial baselines beside the model
     config.evaluation.pictures = 4  # images a dataset in panels.png; 0 = none
