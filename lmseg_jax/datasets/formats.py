@@ -4,6 +4,7 @@ A format is a class, or a function that returns a source; FORMATS finds it by th
 gives. A source has `__len__`, `__getitem__ -> Sample` and `files(index)`, and can be pickled.
 """
 
+import abc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -36,7 +37,7 @@ class UnmappedLabel(UserError):
     values: tuple = ()
 
 
-class FileSource:
+class FileSource(abc.ABC):
     """Pairs of an image file and a label file, as the card's [files] say.
 
     Listing happens here, once; samples are read when they are asked for.
@@ -89,9 +90,9 @@ class FileSource:
             )
         return semantic_sample(image, classes, card=self.card, name=name)
 
+    @abc.abstractmethod
     def read_classes(self, path: Path) -> np.ndarray:
         """Class index of each pixel of a label file, int32 [H, W], -1 where void."""
-        raise NotImplementedError
 
 
 class LabelPng(FileSource):
