@@ -36,9 +36,11 @@ def load_cards(config: ConfigDict) -> list[DatasetCard]:
     return [load_card(name) for name in dataset_names(config)]
 
 
-def vocabulary_of(cards: list[DatasetCard]) -> dict[str, np.ndarray]:
+def vocabulary_of(config: ConfigDict, cards: list[DatasetCard]) -> dict[str, np.ndarray]:
     """tokens i32 [N, S], index i32 [M, K], valid bool [M, K] of the cards' names."""
-    words = tokenizer.vocabulary([card.taxonomy.names for card in cards])
+    words = tokenizer.vocabulary(
+        [card.taxonomy.names for card in cards], prompt=config.model.text.prompt
+    )
     return {"tokens": words.tokens, "index": words.index, "valid": words.valid}
 
 

@@ -17,7 +17,8 @@ DEBUG = "--debug"
 def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Runs a command; an error that the user can mend becomes one line and exit status 2.
 
-    With `--debug` among the arguments the error is raised with its traceback.
+    Ctrl-C becomes one line and status 130. With `--debug` among the arguments both are raised with
+    their traceback.
     """
     try:
         return command(argv)
@@ -26,6 +27,11 @@ def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int
             raise
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if DEBUG in argv:
+            raise
+        print("stopped; the same command starts again from what was saved", file=sys.stderr)
+        return 130
 
 
 def usage() -> str:

@@ -27,7 +27,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     name = "average" if config.optimizer.average else "params"
     expected = {name: params, "frozen": frozen}
     weights = checkpoint.read_weights(folder, names=(name, "frozen"), expected=expected)
-    network = Network(state.graph(config.model), assembly.vocabulary_of(cards), mesh)
+    network = Network(state.graph(config.model), assembly.vocabulary_of(config, cards), mesh)
     network.load(*jax.device_put((weights[name], weights["frozen"]), sharding.replicated(mesh)))
     finish(network, sets, config, workdir, step=checkpoint.latest(folder))
     return 0

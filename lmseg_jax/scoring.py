@@ -1,5 +1,6 @@
 """Segments evaluation sets with one set of weights and scores them."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from lmseg_jax.datasets.sample import PADDING, Sample, semantic_map
 from lmseg_jax.models.lmseg import MULTIPLE
 from lmseg_jax.pipeline import transforms
 from lmseg_jax.state import merge
+
+SHAPES = 16  # compiled programs that a network keeps; each takes megabytes
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Picture:
 
 
 class Network:
-    """The final predictions of a model, compiled once an image shape.
+    """The final predictions of a model, compiled once an image shape; the last 16 shapes are kept.
 
     Works on this process's own devices: parameters are gathered once by `load`, images of equal
     shape are dealt out over the devices.
@@ -80,6 +83,7 @@ class Network:
             return {"logits": found["logits"][0], "masks": found["masks"][0]}
 
         self._text_of, self._predict = jax.jit(text_of), jax.jit(predict)
+        self._programs: OrderedDict[tuple[int, ...], jax.stages.Compiled] = OrderedDict()
 
     def load(self, params: dict, frozen: dict) -> None:
         """Takes new weights and embeds the names once."""
@@ -95,10 +99,19 @@ class Network:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """image u8 [B, H, W, 3], segments i16 [B, H, W] (-2 padding), dataset i32 [B] ->
         logits f32 [B, Q, K], masks f32 [B, Q, H/4, W/4] of the last layer."""
-        found = self._predict(
-            self.params, self.frozen, self.text, sharding.batch_to_global(batch, self.local)
+        shape = batch["image"].shape
+        operands = (
+            self.params,
+            self.frozen,
+            self.text,
+            sharding.batch_to_global(batch, self.local),
         )
-        return jax.device_get(found)
+        if shape not in self._programs:
+            self._programs[shape] = self._predict.lower(*operands).compile()
+            if len(self._programs) > SHAPES:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(shape)
+        return jax.device_get(self._programs[shape](*operands))
 
 
 @dataclass(frozen=True)
@@ -146,7 +159,7 @@ def evaluate_set(
       data: the set; this process takes every n-th image.
       batch: images a device and call.
       threads: that read images and paint predictions.
-      pictures: how many of the first images to return with their predictions.
+      pictures: how many of this process's first images to return with their predictions.
 
     Returns:
       The mIoU family, for panoptic cards also the PQ family; and the pictures.
@@ -219,7 +232,7 @@ def evaluate_set(
                         sample.crowd,
                         name=sample.name,
                     )
-                if item.index < pictures:
+                if item.index < pictures * jax.process_count():
                     found[item.index] = Picture(sample, labels, segments)
     scores = merged(semantic_score).compute()
     if panoptic:

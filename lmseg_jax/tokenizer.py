@@ -19,7 +19,6 @@ START, END = 49406, 49407
 BACKGROUND = "background"  # stands for "no object"; the last name of every dataset
 LENGTH = 77  # positions of CLIP's text tower
 PROMPT = 8  # learnable vectors between SOT and name, LMSeg Sec. 3.2
-LONGEST_NAME = LENGTH - 1 - PROMPT - 1  # tokens that fit between prompt and EOT
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,12 @@ class Vocabulary:
     valid: np.ndarray
 
 
-def tokenize(names: Sequence[str]) -> np.ndarray:
+def tokenize(names: Sequence[str], *, prompt: int = PROMPT) -> np.ndarray:
     """Tokens of each name and EOT, to stand behind a prompt.
 
     Args:
       names: class names; case and repeated spaces do not matter, underscores are spaces.
+      prompt: vectors that stand before each name.
 
     Returns:
       i32 [N, S], name tokens, EOT, then EOT as padding; no SOT. S = 1 + tokens of the longest name.
@@ -51,14 +51,15 @@ def tokenize(names: Sequence[str]) -> np.ndarray:
     Raises:
       UserError: for an empty name, or one of more tokens than fit behind the prompt.
     """
+    longest = LENGTH - 1 - prompt - 1  # SOT before, EOT behind
     rows = []
     for name in names:
         row = _ids(name)
         if not row:
             raise UserError(f"class name {name!r} has no letters, digits or signs; give it a name")
-        if len(row) > LONGEST_NAME:
+        if len(row) > longest:
             raise UserError(
-                f"class name {name[:40]!r}... has {len(row)} tokens; at most {LONGEST_NAME} fit "
+                f"class name {name[:40]!r}... has {len(row)} tokens; at most {longest} fit "
                 "behind the prompt, use a shorter name"
             )
         rows.append([*row, END])
@@ -78,10 +79,11 @@ def tokenize_full(texts: Sequence[str], *, length: int = LENGTH) -> np.ndarray:
     return _padded(rows, length=length)
 
 
-def vocabulary(taxonomies: Sequence[Sequence[str]]) -> Vocabulary:
+def vocabulary(taxonomies: Sequence[Sequence[str]], *, prompt: int = PROMPT) -> Vocabulary:
     """Names of all datasets without repetition, each dataset ending in "background".
 
-    Names that read the same (case, spaces and underscores aside) are one name.
+    Names that read the same (case, spaces and underscores aside) are one name. `prompt` vectors
+    will stand before each.
     """
     rows = [[_plain(name) for name in names] + [BACKGROUND] for names in taxonomies]
     names = tuple(dict.fromkeys(name for row in rows for name in row))
@@ -91,7 +93,7 @@ def vocabulary(taxonomies: Sequence[Sequence[str]]) -> Vocabulary:
     for m, row in enumerate(rows):
         index[m, : len(row)] = [position[name] for name in row]
         valid[m, : len(row)] = True
-    return Vocabulary(names, tokenize(names), index, valid)
+    return Vocabulary(names, tokenize(names, prompt=prompt), index, valid)
 
 
 def _plain(name: str) -> str:

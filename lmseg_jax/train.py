@@ -40,7 +40,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     # ---- data: cards, words, and which images go into which update
     cards = assembly.load_cards(config)
-    vocabulary = assembly.vocabulary_of(cards)
+    vocabulary = assembly.vocabulary_of(config, cards)
     feeds = assembly.training_feeds(config, cards)
     sets = assembly.evaluation_sets(config, cards)
     plan = Plan(

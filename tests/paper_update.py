@@ -46,7 +46,7 @@ def run() -> None:
         config,
         state.graph(config.model),
         make_optimizer(config.optimizer),
-        vocabulary=assembly.vocabulary_of(cards),
+        vocabulary=assembly.vocabulary_of(config, cards),
         mesh=mesh,
         shardings=shardings,
     )

@@ -26,7 +26,7 @@ def test_datasets_are_numbered_training_first(config):
 
 
 def test_the_vocabulary_ends_each_dataset_with_background(config):
-    words = assembly.vocabulary_of(assembly.load_cards(config))
+    words = assembly.vocabulary_of(config, assembly.load_cards(config))
     assert words["valid"].sum(axis=1).tolist() == [5 + 1, 9 + 1]
     last = [row[valid][-1] for row, valid in zip(words["index"], words["valid"], strict=True)]
     assert last[0] == last[1]  # one row of tokens for both

@@ -13,6 +13,8 @@ def command(monkeypatch):
     """A stand-in for `lmseg data` that returns 3, or fails when told to."""
 
     def main(argv):
+        if argv == ["interrupt"]:
+            raise KeyboardInterrupt
         if argv == ["fail"]:
             raise UserError("card.toml:\n is wrong")
         module.called = argv
@@ -55,3 +57,8 @@ def test_an_error_of_the_user_is_one_line_and_status_2(command, capsys):
 def test_debug_raises_the_error(command):
     with pytest.raises(UserError):
         cli.main(["data", "fail", "--debug"])
+
+
+def test_ctrl_c_is_one_line_and_status_130(command, capsys):
+    assert cli.main(["data", "interrupt"]) == 130
+    assert capsys.readouterr().err.startswith("stopped")

@@ -1,12 +1,14 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
-from lmseg_jax import scoring
+from lmseg_jax import scoring, sharding, state
 from lmseg_jax.datasets.card import load_card
 from lmseg_jax.datasets.sample import PADDING, Sample
+from tests.tiny import batch, tiny_config, vocabulary
 
 CARD = load_card("world_patterns")  # striped, checkered, dotted, plain objects; ground
 GROUND = 4
@@ -89,3 +91,16 @@ def test_groups_hold_one_shape_and_lose_nothing():
     ]
     groups = [[item.number for item in group] for group in scoring.batches(iter(items), 2)]
     assert groups == [[0, 2], [1, 4], [3]]
+
+
+def test_a_network_forgets_the_shape_that_was_not_asked_for_longest(monkeypatch):
+    monkeypatch.setattr(scoring, "SHAPES", 1)
+    config, mesh = tiny_config(), sharding.make_mesh(1, 1, multiple=1)
+    network = scoring.Network(state.graph(config.model), vocabulary(), mesh)
+    weights = state.weights(config.model, 0)
+    network.load(*jax.device_put(weights, sharding.replicated(mesh)))
+    small, large = (batch(0, dataset=1, images=1, size=size) for size in ((64, 64), (64, 96)))
+    first = network(small)
+    assert network(large)["masks"].shape == (1, 6, 16, 24)
+    assert [shape[1:3] for shape in network._programs] == [(64, 96)]
+    np.testing.assert_array_equal(network(small)["logits"], first["logits"])

@@ -49,6 +49,8 @@ def test_a_name_too_long_for_the_prompt_is_an_error_that_counts_its_tokens():
     with pytest.raises(UserError, match="has 68 tokens; at most 67 fit"):
         tokenize(["dog " * 68])
     assert tokenize(["dog " * 67]).shape == (1, 68)
+    with pytest.raises(UserError, match="at most 55 fit"):
+        tokenize(["dog " * 56], prompt=20)
 
 
 def test_an_empty_name_is_an_error():
