@@ -1,4 +1,4 @@
-"""Parts that several modules share: attention, position encoding, dropout, MLP, resizing."""
+"""Parts that several modules share: convolution, attention, positions, dropout, MLP, resizing."""
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +112,55 @@ class MLP(nnx.Module):
         for layer in self.layers[:-1]:
             x = nnx.relu(layer(x))
         return self.layers[-1](x)
+
+
+class Conv3x3(nnx.Conv):
+    """3x3 convolution with one zero around the image; `kernel` [3, 3, inputs, outputs], `bias`."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1, rngs: nnx.Rngs, **options):
+        super().__init__(inputs, outputs, (3, 3), strides=stride, padding=1, rngs=rngs, **options)
+
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, inputs] -> [B, ceil(H / stride), ceil(W / stride), outputs]."""
+        x = _convolve(x, self.kernel[...], self.strides)
+        return x if self.bias is None else x + self.bias[...][None, None, None]
+
+
+def _plain(x: Array, kernel: Array, stride: int) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return _plain(x, kernel, stride), (x, kernel)
+
+
+def _backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    (dx,) = jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](g)
+
+    def by_convolution(x, g):
+        return jax.vjp(lambda kernel: _plain(x, kernel, stride), kernel)[1](g)[0]
+
+    def by_products(x, g):
+        """One matrix product for each of the nine places of the kernel."""
+        _, rows, columns, outputs = g.shape
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        g = g.reshape(-1, outputs)
+
+        def place(top, left):
+            seen = x[:, top : top + stride * rows : stride, left : left + stride * columns : stride]
+            return seen.reshape(-1, x.shape[-1]).T @ g
+
+        return jnp.stack([jnp.stack([place(i, j) for j in range(3)]) for i in range(3)])
+
+    # XLA's CPU compiler is slow at this gradient; elsewhere the library's own convolution is best
+    return dx, jax.lax.platform_dependent(x, g, cpu=by_products, default=by_convolution)
+
+
+_convolve = jax.custom_vjp(_plain, nondiff_argnums=(2,))
+_convolve.defvjp(_forward, _backward)
 
 
 def nearest_upsample(x: Array, height: int, width: int) -> Array:

@@ -11,6 +11,7 @@ from flax import nnx
 from jax import Array
 
 from lmseg_jax.models import norms
+from lmseg_jax.models.layers import Conv3x3
 
 EXPANSION = 4
 CHANNELS_A_GROUP = 8  # of GroupNorm, where there is one
@@ -26,17 +27,10 @@ def _group_norm(channels: int, *, rngs: nnx.Rngs) -> norms.GroupNorm:
 NORMS = {"frozen": norms.FrozenNorm, "group": _group_norm, "batch": norms.BatchNorm}
 
 
-def _spatial(inputs: int, outputs: int, *, stride: int = 1, rngs: nnx.Rngs) -> nnx.Conv:
+def _spatial(inputs: int, outputs: int, *, stride: int = 1, rngs: nnx.Rngs) -> Conv3x3:
     """3x3 convolution without bias."""
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (3, 3),
-        strides=stride,
-        padding=1,
-        use_bias=False,
-        kernel_init=_kernel_init,
-        rngs=rngs,
+    return Conv3x3(
+        inputs, outputs, stride=stride, use_bias=False, kernel_init=_kernel_init, rngs=rngs
     )
 
 

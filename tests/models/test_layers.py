@@ -1,9 +1,16 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from lmseg_jax.models.layers import Attention, dropout, nearest_upsample, sine_positions
+from lmseg_jax.models.layers import (
+    Attention,
+    Conv3x3,
+    dropout,
+    nearest_upsample,
+    sine_positions,
+)
 
 
 def test_sine_positions_of_a_small_grid():
@@ -64,3 +71,33 @@ def test_nearest_upsampling_takes_the_floor():
     x = jnp.arange(3.0).reshape(1, 1, 3, 1)
     np.testing.assert_array_equal(nearest_upsample(x, 1, 5)[0, 0, :, 0], [0, 0, 1, 1, 2])
     np.testing.assert_array_equal(nearest_upsample(x, 2, 6)[0, 1, :, 0], [0, 0, 1, 1, 2, 2])
+
+
+@pytest.mark.parametrize(("stride", "size"), [(1, (4, 5)), (2, (6, 7)), (2, (5, 4))])
+def test_a_convolution_and_its_gradients_equal_sums_over_the_window(stride, size):
+    layer = Conv3x3(2, 3, stride=stride, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *size, 2)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 2, 3)).astype(np.float32)
+    bias = rng.normal(size=3).astype(np.float32)
+    rows, columns = -(-size[0] // stride), -(-size[1] // stride)
+    weights = rng.normal(size=(2, rows, columns, 3)).astype(np.float32)
+
+    def loss(x, kernel, bias):
+        model = nnx.merge(nnx.graphdef(layer), {"kernel": kernel, "bias": bias})
+        return jnp.sum(model(x) * weights), model(x)
+
+    (_, output), found = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(x, kernel, bias)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = np.zeros_like(output) + bias
+    dx, dk = np.zeros_like(padded), np.zeros_like(kernel)
+    for i in range(rows):
+        for j in range(columns):
+            window = np.s_[:, i * stride : i * stride + 3, j * stride : j * stride + 3]
+            expected[:, i, j] += np.einsum("bhwc,hwco->bo", padded[window], kernel)
+            dx[window] += np.einsum("bo,hwco->bhwc", weights[:, i, j], kernel)
+            dk += np.einsum("bo,bhwc->hwco", weights[:, i, j], padded[window])
+    np.testing.assert_allclose(output, expected, atol=1e-4)
+    np.testing.assert_allclose(found[0], dx[:, 1:-1, 1:-1], atol=1e-4)
+    np.testing.assert_allclose(found[1], dk, atol=1e-4)
+    np.testing.assert_allclose(found[2], weights.sum((0, 1, 2)), atol=1e-4)
