@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from lmseg_jax.datasets.card import DatasetCard
-from lmseg_jax.datasets.file_source import SemanticFiles, class_table, to_classes, unmapped
+from lmseg_jax.datasets.file_source import SemanticFiles, class_table, shortened, to_classes
+from lmseg_jax.datasets.formats import UnmappedLabel
 from lmseg_jax.datasets.images import MAX_PIXELS
 from lmseg_jax.errors import UserError
 
@@ -34,11 +35,17 @@ class StuffMat(SemanticFiles):
 
     def read_classes(self, path: Path) -> np.ndarray:
         labels, names = self._read(path)
-        if names != NAMES if names else labels.min() == 0 or labels.max() > NAMES:
+        by_label = labels.min() == 0 or labels.max() > NAMES
+        if names != NAMES if names else by_label:
             present = np.flatnonzero(np.bincount(labels.ravel()))
             wrong = tuple(int(k) for k in present if k > LAST or k in GAPS)
             if wrong:
-                raise unmapped(self.card, path, "label id", wrong)
+                error = UnmappedLabel(
+                    f"{path}: label {shortened(wrong)} is none of COCO-Stuff v1.1, of which this file "
+                    "is by its names, a label 0 or one above 172; restore it"
+                )
+                error.values = wrong
+                raise error
             labels = self._from_v11[labels]
         return to_classes(labels, self._table, card=self.card, path=path)
 
