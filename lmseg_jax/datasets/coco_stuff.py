@@ -41,8 +41,8 @@ class StuffMat(SemanticFiles):
             wrong = tuple(int(k) for k in present if k > LAST or k in GAPS)
             if wrong:
                 error = UnmappedLabel(
-                    f"{path}: label {shortened(wrong)} is none of COCO-Stuff v1.1, of which this file "
-                    "is by its names, a label 0 or one above 172; restore it"
+                    f"{path}: label {shortened(wrong)} is none of COCO-Stuff v1.1, of which this "
+                    "file is by its names, a label 0 or one above 172; restore it"
                 )
                 error.values = wrong
                 raise error
