@@ -112,6 +112,16 @@ def test_configs_import_nothing_of_the_package():
 
 def test_every_library_that_is_imported_is_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[<>=\[ ]", line)[0] for line in project["dependencies"]}
+    extras = project["optional-dependencies"]
+    lines = project["dependencies"] + [x for key in extras if key != "test" for x in extras[key]]
+    declared = {re.split(r"[<>=\[ ]", line)[0] for line in lines}
     used = set().union(*map(libraries, SOURCES)) - {"lmseg_jax"}
     assert {DISTRIBUTIONS.get(name, name) for name in used} <= declared
+
+
+def test_the_tests_have_every_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    for name, lines in extras.items():
+        assert set(lines) <= set(extras["test"]), name

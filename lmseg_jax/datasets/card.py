@@ -56,6 +56,8 @@ class Files:
       folder: the dataset's own folder; the other patterns are relative to it.
       images: patterns of an image, tried in order; `{split}` and `{name}` are replaced.
       labels: pattern of the label file of the image with the same `{name}`.
+      instances: pattern of its second label file, where a format has one for instances.
+      segments: JSON file that lists the segments of a split's images, where a format has one.
       list: file with one name a line, or "" if the folder's content is the split.
       split_names: what replaces `{split}` where it is not the split's own name.
     """
@@ -63,6 +65,8 @@ class Files:
     folder: str = ""
     images: tuple[str, ...] = ()
     labels: str = ""
+    instances: str = ""
+    segments: str = ""
     list: str = ""
     split_names: dict[str, str] = field(default_factory=dict)
 
@@ -229,6 +233,8 @@ def _files(table: Table) -> Files:
         "folder": [table.text("folder", "")],
         "images": table.texts("images", []),
         "labels": [table.text("labels", "")],
+        "instances": [table.text("instances", "")],
+        "segments": [table.text("segments", "")],
         "list": [table.text("list", "")],
     }
     names = table.table("split_names", {})
@@ -238,7 +244,8 @@ def _files(table: Table) -> Files:
         for pattern in found:
             _check_inside(table, key, pattern)
             fields = re.findall(r"\{.*?\}|[{}]", pattern)
-            known = ("{split}",) if key in ("folder", "list") else ("{split}", "{name}")
+            one_file = key in ("folder", "segments", "list")
+            known = ("{split}",) if one_file else ("{split}", "{name}")
             for part in fields:
                 if part not in known:
                     problem = f"is {pattern!r}, which has {part!r}; known: {', '.join(known)}"
@@ -251,6 +258,8 @@ def _files(table: Table) -> Files:
         folder=patterns["folder"][0],
         images=patterns["images"],
         labels=patterns["labels"][0],
+        instances=patterns["instances"][0],
+        segments=patterns["segments"][0],
         list=patterns["list"][0],
         split_names=split_names,
     )
@@ -267,7 +276,7 @@ def _check_splits(top: Table, files: Files, splits: dict[str, int]) -> None:
     for split in files.split_names:
         if split not in splits:
             raise top.error(f"files.split_names.{split}", "is not one of the card's [splits]")
-    where = [files.folder, files.list, *files.images]
+    where = [files.folder, files.segments, files.list, *files.images]
     for one, other in combinations(splits, 2):
         same = files.split_names.get(one, one) == files.split_names.get(other, other)
         if files.images and (same or not any("{split}" in pattern for pattern in where)):

@@ -1,6 +1,7 @@
 """Finds the image and label files of a split. Reads folders and the list file, opens no image."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from lmseg_jax.datasets.card import DatasetCard
@@ -11,32 +12,49 @@ class MissingRoot(UserError):
     """The folder that holds every dataset's tree is not set or not there."""
 
 
-def entries(card: DatasetCard, split: str, *, root: str | Path) -> tuple[tuple[str, ...], ...]:
-    """Lists the images of a split and their labels, as the card's [files] say.
-
-    Args:
-      card: its `files` have `images` and `labels`.
-      split: a key of the card's `splits`.
-      root: folder that holds every dataset's tree.
-
-    Returns:
-      (name, image, label) of every sample, files relative to the root; in the order of the list
-      file, or sorted by name.
+def check_root(card: DatasetCard, root: str | Path) -> None:
+    """Refuses a root that is no folder.
 
     Raises:
-      UserError: the root or a folder is missing, the split is empty, an image has no label, or
-        the list names what is not there.
+      MissingRoot: and where the dataset comes from.
     """
-    where = f"{card.name} comes from {card.about.get('source', 'where its card says')}"
     if not str(root) or not Path(root).is_dir():
         found = f"is {str(root)!r}, which is no folder" if str(root) else "is not set"
         raise MissingRoot(
-            f"config.data.root (--root) {found}; {where}; its tree is in data/README.md"
+            f"config.data.root (--root) {found}; {_where(card)}; its tree is in data/README.md"
         )
-    patterns = [_filled(card, split, pattern) for pattern in card.files.images]
-    label_pattern = _filled(card, split, card.files.labels)
-    labels = _matches(label_pattern, root=root, where=where)
-    known = set(labels.values())
+
+
+def entries(
+    card: DatasetCard, split: str, *, root: str | Path, names: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], ...]:
+    """Lists the images of a split and their label files, as the card's [files] say.
+
+    Args:
+      card: its `files` have `images` and `labels`, and may have `instances`.
+      split: a key of the card's `splits`.
+      root: folder that holds every dataset's tree.
+      names: the images of the split where `files.segments` has told them; None = the names in
+        `files.list`, or every image that is found.
+
+    Returns:
+      (name, image, label) or (name, image, label, instances) of every sample, files relative to
+      the root; in the order of the names, or sorted by name.
+
+    Raises:
+      UserError: the root or a folder is missing, the split is empty, an image has no label, or
+        a list names what is not there.
+    """
+    check_root(card, root)
+    where = _where(card)
+    patterns = [filled(card, split, pattern) for pattern in card.files.images]
+    label_patterns = [
+        filled(card, split, pattern)
+        for pattern in (card.files.labels, card.files.instances)
+        if pattern
+    ]
+    labels = [_matches(pattern, root=root, where=where) for pattern in label_patterns]
+    known = {path for found in labels for path in found.values()}
     images = {}
     for pattern in patterns:
         for name, path in _matches(pattern, root=root, where=where).items():
@@ -48,26 +66,43 @@ def entries(card: DatasetCard, split: str, *, root: str | Path) -> tuple[tuple[s
                     f"{name!r} of {card.name}; remove one"
                 )
             images[name] = path
-    names = _listed(card, split, root=root, images=images) if card.files.list else sorted(images)
+    if names is not None:
+        absent = [name for name in names if name not in images]
+        if absent:
+            raise UserError(
+                f"{Path(root, filled(card, split, card.files.segments))}: lists {absent[0]!r}, but "
+                f"no file under {root} matches {' or '.join(patterns)} ({len(absent)} of "
+                f"{len(names)} images are not there); complete the download, or correct [files] in "
+                f"{card.path}"
+            )
+    elif card.files.list:
+        names = _listed(card, split, root=root, images=images)
+    else:
+        names = sorted(images)
     if not names:
         raise UserError(
             f"{card.name}/{split} is empty: no file under {root} matches {' or '.join(patterns)}; "
             f"the card expects {card.splits[split]} images; {where}"
         )
-    bare = [name for name in names if name not in labels]
-    if bare:
-        raise UserError(
-            f"{Path(root) / images[bare[0]]} has no label "
-            f"{Path(root) / label_pattern.replace('{name}', bare[0])} "
-            f"({len(bare)} of {len(names)} images have none)"
-        )
-    return tuple((name, images[name], labels[name]) for name in names)
+    for pattern, found in zip(label_patterns, labels, strict=True):
+        bare = [name for name in names if name not in found]
+        if bare:
+            raise UserError(
+                f"{Path(root) / images[bare[0]]} has no label "
+                f"{Path(root) / pattern.replace('{name}', bare[0])} "
+                f"({len(bare)} of {len(names)} images have none)"
+            )
+    return tuple((name, images[name], *(found[name] for found in labels)) for name in names)
 
 
-def _filled(card: DatasetCard, split: str, pattern: str) -> str:
-    """The pattern below the root, with the split in its place."""
+def filled(card: DatasetCard, split: str, pattern: str) -> str:
+    """A pattern of the card's [files], relative to the root, with the split in its place."""
     path = str(PurePosixPath(card.files.folder, pattern))
     return path.replace("{split}", card.files.split_names.get(split, split))
+
+
+def _where(card: DatasetCard) -> str:
+    return f"{card.name} comes from {card.about.get('source', 'where its card says')}"
 
 
 def _matches(pattern: str, *, root: str | Path, where: str) -> dict[str, str]:
@@ -92,7 +127,7 @@ def _listed(
     card: DatasetCard, split: str, *, root: str | Path, images: dict[str, str]
 ) -> list[str]:
     """The names in the card's list file; a line may also be the image's path in the dataset."""
-    path = Path(root, _filled(card, split, card.files.list))
+    path = Path(root, filled(card, split, card.files.list))
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from lmseg_jax.datasets.card import load_card, shipped_cards
@@ -82,6 +83,9 @@ def test_a_card_says_everything_about_a_dataset(tmp_path):
         ('folder = "roads"', 'folder = "/roads"', ["files.folder is '/roads'", "below the root"]),
         ('folder = "roads"', 'folder = "a/../.."', ["files.folder", "without .."]),
         ('"{split}/{name}.png"', '"{split}/{stem}.png"', ["files.images", "'{stem}'"]),
+        ("[files]", '[files]\nsegments = "{name}.json"', ["files.segments", "'{name}'"]),
+        ("[files]", '[files]\nsegments = "../val.json"', ["files.segments", "without .."]),
+        ("[files]", '[files]\ninstances = "all.png"', ["files.instances", "one {name}"]),
         ('"{split}/{name}.png"', '"{split}/all.png"', ["files.images", "one {name}"]),
         ('"{split}/{name}.png"', '"all/{name}.png"', ["files", "'train' and 'val'", "{split}"]),
         ("val = 2", "val = 0", ["splits.val is 0"]),
@@ -140,6 +144,9 @@ def test_a_shipped_card_is_found_by_its_own_name(name):
 @pytest.mark.parametrize(
     ("name", "classes", "things", "images", "crop", "short_sides", "test"),
     [
+        ("ade20k_panoptic", 150, 100, (20210, 2000), (640, 640), (320, 1280, 16), (640, 2560)),
+        ("cityscapes_panoptic", 19, 8, (2975, 500), (512, 1024), (512, 2048, 16), (1024, 2048)),
+        ("coco_panoptic", 133, 80, (118287, 5000), (800, 1344), (480, 800, 11), (800, 1333)),
         ("ade20k", 150, 100, (20210, 2000), (512, 512), (256, 1024, 16), (512, 2048)),
         ("coco_stuff", 171, 80, (9000, 1000), (640, 640), (320, 960, 11), (640, 2560)),
         ("cityscapes", 19, 8, (2975, 500), (512, 1024), (512, 2048, 16), (1024, 2048)),
@@ -158,6 +165,50 @@ def test_shipped_recipes(name, classes, things, images, crop, short_sides, test)
     assert (sides[0], sides[-1], len(sides)) == short_sides
     assert (card.test.short_side, card.test.max_side) == test
     assert card.about["source"] and card.about["license"]
+
+
+@pytest.mark.parametrize(
+    ("name", "object_mask"),
+    [("ade20k_panoptic", 0.7), ("cityscapes_panoptic", 0.8), ("coco_panoptic", 0.8)],
+)
+def test_panoptic_cards_have_the_thresholds_of_their_benchmarks(name, object_mask):
+    card = load_card(name)
+    assert (card.task, card.object_mask, card.overlap) == ("panoptic", object_mask, 0.8)
+
+
+@pytest.mark.parametrize("name", ["ade20k", "cityscapes"])
+def test_both_tasks_of_a_dataset_have_the_same_classes(name):
+    semantic, panoptic = load_card(name), load_card(f"{name}_panoptic")
+    assert semantic.taxonomy.categories == panoptic.taxonomy.categories
+    assert semantic.taxonomy.void == panoptic.taxonomy.void
+    assert semantic.splits == panoptic.splits
+    assert (semantic.task, panoptic.task) == ("semantic", "panoptic")
+
+
+def test_the_things_of_ade20k_are_those_that_its_instance_files_count():
+    text = """
+        7 8 10 12 14 15 18 19 20 22 23 24 27 30 31 32 33 35 36 37 38 39 41 42 43 44 45 47 49 50 53
+        55 56 57 58 62 64 65 66 67 69 70 71 72 73 74 75 76 78 80 81 82 83 85 86 87 88 89 90 92 93 95
+        97 98 102 103 104 107 108 110 111 112 115 116 118 119 120 121 123 124 125 126 127 129 130
+        132 133 134 135 136 137 138 139 142 143 144 146 147 148 149
+    """
+    things = np.flatnonzero(load_card("ade20k_panoptic").taxonomy.things)
+    assert things.tolist() == [int(word) for word in text.split()]
+
+
+def test_coco_and_coco_stuff_agree_on_things_and_on_shared_stuff():
+    coco, stuff = load_card("coco_panoptic").taxonomy, load_card("coco_stuff").taxonomy
+    gaps = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+    assert coco.ids[:80].tolist() == [i for i in range(1, 91) if i not in gaps]
+    assert coco.things.tolist() == [True] * 80 + [False] * 53
+    for mine, other in zip(coco.categories[:80], stuff.categories[:80], strict=True):
+        assert (mine.name, mine.color, mine.thing) == (other.name, other.color, other.thing)
+    # Stuff that COCO took over as it was keeps its id of COCO-Stuff v1.1: index + 12 there.
+    for category in coco.categories[80:]:
+        if not category.name.endswith("-merged"):
+            assert stuff.names[category.id - 12] == category.name
+    assert coco.ids[-17:].tolist() == list(range(184, 201))
+    assert all(name.endswith("-merged") for name in coco.names[-17:])
 
 
 def test_cityscapes_ids_are_those_of_its_label_files():

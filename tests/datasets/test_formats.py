@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lmseg_jax.datasets.card import Files, load_card
-from lmseg_jax.datasets.formats import open_source
+from lmseg_jax.datasets.card import Files, load_card, shipped_cards
+from lmseg_jax.datasets.formats import FORMATS, open_source
 from lmseg_jax.datasets.sample import semantic_map
 from lmseg_jax.errors import UserError
 from lmseg_jax.taxonomy import Category, Taxonomy
@@ -104,6 +104,21 @@ def test_a_palette_label_is_read_as_indices(root):
     assert semantic_map(sample).tolist() == [[0, 0, 0], [1, -1, 1]]
 
 
+def test_mapillary_is_read_as_downloaded(tmp_path):
+    """Its palette has the colours of the classes, but it is the index that counts; 65 is void."""
+    card = dataclasses.replace(load_card("mapillary"), splits={"val": 1})
+    folder = tmp_path / "mapillary_vistas/validation"
+    write(folder / "images/one.jpg", np.zeros((2, 3, 3), np.uint8))
+    write(folder / "instances/one.png", np.zeros((2, 3), np.uint16))
+    label = Image.new("P", (3, 2))
+    label.putdata([13, 27, 65, 13, 64, 0])
+    label.putpalette([*card.taxonomy.colors.ravel().tolist(), 0, 0, 0])
+    (folder / "labels").mkdir()
+    label.save(folder / "labels/one.png")
+    sample = open_source(card, "val", root=tmp_path)[0]
+    assert semantic_map(sample).tolist() == [[13, 27, -1], [13, 64, 0]]
+
+
 def test_a_16_bit_label_keeps_its_ids(root):
     taxonomy = Taxonomy("roads", (Category(300, "road", False, ROAD),), (0,))
     write(root / "roads/train_labels/a.png", np.array([[300, 300, 0]] * 2, np.uint16))
@@ -184,8 +199,12 @@ def test_an_unknown_split_lists_the_known_ones(root):
 
 
 def test_an_unknown_format_lists_the_known_ones(root):
-    with pytest.raises(UserError, match="'cityscapes'.*label_png, color_png, world"):
-        open_source(load_card("cityscapes"), "train", root=root)
+    with pytest.raises(UserError, match="'voc'.*label_png, color_png, .*world"):
+        open_source(make_card(format="voc"), "train", root=root)
+
+
+def test_every_shipped_card_has_a_reader():
+    assert {load_card(name).format for name in shipped_cards()} <= set(FORMATS)
 
 
 def test_label_files_cannot_make_a_panoptic_card(root):
@@ -196,6 +215,20 @@ def test_label_files_cannot_make_a_panoptic_card(root):
 def test_an_option_that_nobody_reads_is_an_error(root):
     with pytest.raises(UserError, match=r"options\.offset"):
         open_source(make_card(options={"offset": 1}), "train", root=root)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": ""}, r"roads\.toml: files\.labels is missing; label_png needs it"),
+        ({"images": ()}, r"roads\.toml: files\.images is missing"),
+        ({"segments": "a.json"}, r"roads\.toml: files\.segments is not read by label_png"),
+    ],
+)
+def test_files_that_do_not_fit_the_format_are_named(root, changes, words):
+    files = dataclasses.replace(make_card().files, **changes)
+    with pytest.raises(UserError, match=words):
+        open_source(make_card(files=files), "train", root=root)
 
 
 def test_an_image_without_a_label_is_an_error(root):
