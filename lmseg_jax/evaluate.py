@@ -19,6 +19,17 @@ def run(config: ConfigDict, workdir: Path) -> int:
     Raises:
       UserError: there is no checkpoint, or it is one of another model.
     """
+    network, sets, step = trained(config, workdir)
+    finish(network, sets, config, workdir, step=step)
+    return 0
+
+
+def trained(config: ConfigDict, workdir: Path) -> tuple[Network, list[EvaluationSet], int]:
+    """The newest checkpoint's network with its weights, the sets to score, and its update.
+
+    Raises:
+      UserError: there is no checkpoint, or it is one of another model.
+    """
     cards = assembly.load_cards(config)
     sets = assembly.evaluation_sets(config, cards)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, multiple=config.batching.multiple)
@@ -29,8 +40,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     weights = checkpoint.read_weights(folder, names=(name, "frozen"), expected=expected)
     network = Network(state.graph(config.model), assembly.vocabulary_of(config, cards), mesh)
     network.load(*jax.device_put((weights[name], weights["frozen"]), sharding.replicated(mesh)))
-    finish(network, sets, config, workdir, step=checkpoint.latest(folder))
-    return 0
+    return network, sets, checkpoint.latest(folder)
 
 
 def finish(
