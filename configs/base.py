@@ -23,6 +23,7 @@ def get_config():
     config.data.max_targets = 100  # segments a crop may have, at most `model.queries`
     config.data.workers = 0  # loader processes; 0 = threads only
     config.data.threads = 2  # loader threads of one process
+    config.data.on_error = "stop"  # at a bad training file: stop | skip: take another image
 
     config.batching = ConfigDict()
     config.batching.batch = 16  # images of one update, all datasets together (Sec. 4.1)

@@ -24,6 +24,7 @@ from lmseg_jax.errors import UserError
 # Keys that say where and how fast, but not what is learned.
 NOT_LEARNED = ("mesh.", "log.", "evaluation.", "checkpoint.", "data.evaluate")
 NOT_LEARNED += ("data.root", "data.workers", "data.threads")
+NOT_LEARNED += ("data.on_error",)  # a run that stopped at a bad file may go on past it
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ MODES = ("train", "evaluate", "pretrain")
 CHOICES = {
     "mode": MODES,
     "data.augmentation": ("own", "fixed"),
+    "data.on_error": ("stop", "skip"),
     "model.backbone": ("clip_resnet",),
     "model.head": ("text",),
     "model.resnet.norm": ("frozen", "group"),

@@ -1,5 +1,6 @@
 """Label spaces: the classes a dataset names, and which of its ids mean nothing."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,6 +56,11 @@ class Taxonomy:
     def colors(self) -> np.ndarray:
         """uint8 [K, 3], RGB."""
         return np.array([category.color for category in self.categories], np.uint8).reshape(-1, 3)
+
+
+def plain(name: str) -> str:
+    """The name as the text encoder reads it: case, spaces, underscores, composed letters aside."""
+    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").lower().split())
 
 
 def from_names(names: Sequence[str], *, name: str = "words") -> Taxonomy:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmseg_jax.errors import UserError
+from lmseg_jax.taxonomy import plain
 
 START, END = 49406, 49407
 BACKGROUND = "background"  # stands for "no object"; the last name of every dataset
@@ -85,7 +86,7 @@ def vocabulary(taxonomies: Sequence[Sequence[str]], *, prompt: int = PROMPT) -> 
     Names that read the same (case, spaces and underscores aside) are one name. `prompt` vectors
     will stand before each.
     """
-    rows = [[_plain(name) for name in names] + [BACKGROUND] for names in taxonomies]
+    rows = [[plain(name) for name in names] + [BACKGROUND] for names in taxonomies]
     names = tuple(dict.fromkeys(name for row in rows for name in row))
     position = {name: i for i, name in enumerate(names)}
     shape = (len(rows), max(map(len, rows), default=0))
@@ -96,12 +97,8 @@ def vocabulary(taxonomies: Sequence[Sequence[str]], *, prompt: int = PROMPT) -> 
     return Vocabulary(names, tokenize(names, prompt=prompt), index, valid)
 
 
-def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").lower().split())
-
-
 def _ids(text: str) -> list[int]:
-    return _tokenizer()(_plain(text), add_special_tokens=False)["input_ids"]
+    return _tokenizer()(plain(text), add_special_tokens=False)["input_ids"]
 
 
 def _padded(rows: Sequence[Sequence[int]], *, length: int) -> np.ndarray:

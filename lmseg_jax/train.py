@@ -17,6 +17,7 @@ from lmseg_jax.datasets.card import DatasetCard
 from lmseg_jax.errors import UserError
 from lmseg_jax.evaluate import finish
 from lmseg_jax.optimizer import make_optimizer, schedule
+from lmseg_jax.pipeline import skipping
 from lmseg_jax.pipeline.batches import Loader
 from lmseg_jax.pipeline.buckets import Plan
 from lmseg_jax.report import flat
@@ -57,6 +58,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         micro=config.batching.micro,
         workers=config.data.workers,
         threads=config.data.threads,
+        on_error=config.data.on_error,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -98,7 +100,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     stop = asked_to_stop()
 
     # ---- the loop
-    recent, dropped, programs = [], {}, 0
+    recent, dropped, skipped, told, programs = [], {}, {}, set(), 0
     updates = loader.iterate(first, last)
     for update in updates:
         train_state, metrics = run_update(
@@ -109,6 +111,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
         recent.append(metrics)
         for name, count in update.dropped.items():
             dropped[name] = dropped.get(name, 0) + count
+        for name, problems in update.skipped.items():
+            skipped[name] = skipped.get(name, ()) + problems
         done = update.step + 1
 
         if done % config.log.every == 0 or done == last:
@@ -119,9 +123,12 @@ def run(config: ConfigDict, workdir: Path) -> int:
             progress.update(done, shown, compiled=step.programs() > programs)
             programs = row["programs"] = step.programs()
             row |= {f"dropped/{name}": count for name, count in dropped.items() if count}
+            row |= {f"skipped/{name}": len(files) for name, files in skipped.items() if files}
+            for line in skipping.describe(skipped, told):
+                progress.message(line)
             row["images_per_second"] = progress.speed() * config.batching.batch
             log.write(done, row)
-            recent, dropped = [], {}
+            recent, dropped, skipped = [], {}, {}
 
         due = done % config.evaluation.every == 0
         if due and done < last:

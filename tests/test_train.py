@@ -9,9 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lmseg_jax import logs
+from lmseg_jax.datasets.card import load_card
+from lmseg_jax.datasets.formats import open_source
+from lmseg_jax.datasets.sample import semantic_map
+from tests.prepared import png, prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "tests" / "runs" / "worlds.py"
@@ -128,3 +133,27 @@ def test_a_workdir_of_another_config_is_refused_with_the_difference(folder, undi
     assert line.startswith("error: ")
     assert "optimizer.rate" in line and "0.001" in line and "0.5" in line
     assert "Traceback" not in printed
+
+
+def test_a_dataset_of_tfds_and_a_world_are_trained_together_past_bad_files(folder, undisturbed):
+    scenes = open_source(load_card("world_shapes"), "train", root="", limit=8)
+    samples = [scenes[i] for i in range(len(scenes))]
+    images = [png(sample.image) for sample in samples]
+    labels = [png((semantic_map(sample) + 1).astype(np.uint8)) for sample in samples]
+    labels[2] = labels[5] = png(np.full((96, 96), 200, np.uint8))
+    examples = list(zip(images, labels, strict=True))
+    card = prepare(folder, {"train": examples, "validation": examples[:2]})
+    # As many classes as the world it stands for: the programs of the other runs serve.
+    names = f"--config.data.train=world_patterns,{card}"
+    settings = [f"--config.data.root={folder}", "--config.data.on_error=skip"]
+    printed = finish(start(folder / "tfds", names, *settings))
+    rows = [row for row in logs.read(folder / "tfds") if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, LAST + 1))
+    assert np.isfinite([row["loss"] for row in rows]).all()
+    # 16 examples, two epochs of the eight: each bad one comes twice.
+    assert sum(row.get("skipped/prepared", 0) for row in rows) >= 4
+    assert all("skipped/world_patterns" not in row for row in rows)
+    for number in (2, 5):
+        assert f"example {number} of train, feature labels/segmentation: unmapped" in printed
+    scores = json.loads((folder / "tfds" / "scores.json").read_text())
+    assert scores.keys() == {"world_patterns", "prepared"}

@@ -8,13 +8,18 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from lmseg_jax.datasets.table import Table
 from lmseg_jax.errors import UserError
-from lmseg_jax.taxonomy import Category, Taxonomy
+from lmseg_jax.taxonomy import Category, Taxonomy, plain
 
 TASKS = ("semantic", "panoptic")
 FLIPS = ("none", "horizontal", "both")
 STEPS = ("resize", "crop", "color", "flip")
+WORD = r"[A-Za-z0-9_-]+"  # names that become parts of file names
+# Could end a line, steer a terminal, or not be printed at all.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 STRIDE = 32  # of the network's deepest map: sides of a crop are multiples of it
 LARGEST_ID = 65535  # what a 16-bit label PNG can hold
+LARGEST_CARD = 2**22  # bytes
+LONGEST_NAME = 200  # characters of a class name; the text encoder reads fewer
 
 _HERE = Path(__file__).resolve().parents[1]
 
@@ -117,10 +122,19 @@ def load_card(name_or_path: str | Path) -> DatasetCard:
                 "or the path of a .toml file"
             )
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: no file, but a folder or device; name the card itself")
+        if path.stat().st_size > LARGEST_CARD:
+            problem = f"has {path.stat().st_size} bytes, a card {LARGEST_CARD} at most"
+            raise UserError(f"{path}: {problem}; name the card itself")
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot read this card: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a TOML file, which is text in UTF-8: {error}") from error
+    except (ValueError, RecursionError) as error:  # also of numbers and nesting without end
         raise UserError(f"{path}: not a TOML file: {error}") from error
     return _card(Table(str(path), "", values))
 
@@ -133,7 +147,7 @@ def _shipped_folder() -> Path:
 
 def _card(top: Table) -> DatasetCard:
     name = top.text("name")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+    if not re.fullmatch(WORD, name):
         raise top.error("name", f"is {name!r}; use letters, digits, _ and - only")
     task = top.choice("task", TASKS)
     kind = top.text("format")
@@ -145,6 +159,9 @@ def _card(top: Table) -> DatasetCard:
     files = _files(top.table("files", {}))
     counts = top.table("splits")
     splits = {split: counts.number(split, 1, 10**9) for split in list(counts.values)}
+    for split in splits:
+        if not re.fullmatch(WORD, split):
+            raise counts.error(repr(split), "is no name of a split; use letters, digits, _ and -")
     if not splits:
         raise top.error("splits", "is empty; expected the number of images of each split")
     _check_splits(top, files, splits)
@@ -187,7 +204,7 @@ def _classes(top: Table, name: str) -> tuple[Taxonomy, tuple[tuple[int, int, int
         categories.append(
             Category(
                 id=line.number("id", 0, LARGEST_ID),
-                name=line.text("name"),
+                name=_class_name(line),
                 thing=line.take("thing", bool),
                 color=_color(line, "color", line.take("color", list)),
                 synonyms=line.texts("synonyms", []),
@@ -203,7 +220,7 @@ def _classes(top: Table, name: str) -> tuple[Taxonomy, tuple[tuple[int, int, int
         seen = {}
         for i, category in enumerate(categories):
             value = getattr(category, key)
-            first = seen.setdefault(value.lower() if key == "name" else value, i)
+            first = seen.setdefault(plain(value) if key == "name" else value, i)
             if first != i:
                 raise top.error(
                     f"classes[{i}].{key}",
@@ -218,6 +235,16 @@ def _classes(top: Table, name: str) -> tuple[Taxonomy, tuple[tuple[int, int, int
                 f"has {list(category.color)}, which is the class {category.name!r}",
             )
     return Taxonomy(name, tuple(categories), void), colors
+
+
+def _class_name(line: Table) -> str:
+    """Words for the text encoder: not endless, and safe to print."""
+    name = line.text("name")
+    if len(name) > LONGEST_NAME:
+        raise line.error("name", f"has {len(name)} letters; expected {LONGEST_NAME} at most")
+    if CONTROL.search(name):
+        raise line.error("name", f"is {name!r}; expected words in one line, without control codes")
+    return name
 
 
 def _color(table: Table, key: str, value: object) -> tuple[int, int, int]:
@@ -242,7 +269,7 @@ def _files(table: Table) -> Files:
     table.close()
     for key, found in patterns.items():
         for pattern in found:
-            _check_inside(table, key, pattern)
+            check_inside(table, key, pattern)
             fields = re.findall(r"\{.*?\}|[{}]", pattern)
             one_file = key in ("folder", "segments", "list")
             known = ("{split}",) if one_file else ("{split}", "{name}")
@@ -253,7 +280,7 @@ def _files(table: Table) -> Files:
             if pattern and "{name}" in known and fields.count("{name}") != 1:
                 raise table.error(key, f"is {pattern!r}; expected one {{name}} in it")
     for split, value in split_names.items():
-        _check_inside(names, split, value)
+        check_inside(names, split, value)
     return Files(
         folder=patterns["folder"][0],
         images=patterns["images"],
@@ -265,11 +292,21 @@ def _files(table: Table) -> Files:
     )
 
 
-def _check_inside(table: Table, key: str, pattern: str) -> None:
-    """A path may not leave the root that the user gave."""
+def check_inside(table: Table, key: str, pattern: str) -> None:
+    """Refuses a path that could leave the root that the user gave.
+
+    Args:
+      table, key: where it stands, for the message.
+      pattern: the path, relative to the root.
+
+    Raises:
+      UserError: it has "..", starts at the top, or cannot be a path.
+    """
     outside = ".." in PurePosixPath(pattern.replace("\\", "/")).parts
     if outside or pattern.startswith(("/", "\\", "~")) or PureWindowsPath(pattern).drive:
         raise table.error(key, f"is {pattern!r}; expected a path below the root, without ..")
+    if CONTROL.search(pattern):
+        raise table.error(key, f"is {pattern!r}; expected a path without control codes")
 
 
 def _check_splits(top: Table, files: Files, splits: dict[str, int]) -> None:

@@ -1,11 +1,13 @@
 """Finds the image and label files of a split. Reads folders and the list file, opens no image."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from lmseg_jax.datasets.card import DatasetCard
+from lmseg_jax.datasets.card import CONTROL, DatasetCard
 from lmseg_jax.errors import UserError
+
+LARGEST_LIST = 2**26  # bytes; a million names fit
 
 
 class MissingRoot(UserError):
@@ -18,7 +20,7 @@ def check_root(card: DatasetCard, root: str | Path) -> None:
     Raises:
       MissingRoot: and where the dataset comes from.
     """
-    if not str(root) or not Path(root).is_dir():
+    if not os.path.isdir(root):
         found = f"is {str(root)!r}, which is no folder" if str(root) else "is not set"
         raise MissingRoot(
             f"config.data.root (--root) {found}; {_where(card)}; its tree is in data/README.md"
@@ -110,17 +112,39 @@ def _matches(pattern: str, *, root: str | Path, where: str) -> dict[str, str]:
     before, after = pattern.split("{name}")
     folder, _, start = before.rpartition("/")
     top = Path(root, folder)
-    if not top.is_dir():
+    if not os.path.isdir(top):
         raise UserError(f"{top}: no such folder; {where}; its tree is in data/README.md")
     found = {}
-    for base, folders, files in os.walk(top):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for base, files in _walk(top):
         for file in files:
             path = Path(base, file).relative_to(top).as_posix()
             long_enough = len(path) > len(start) + len(after)
             if long_enough and path.startswith(start) and path.endswith(after) and file[0] != ".":
+                if CONTROL.search(path):
+                    raise UserError(
+                        f"{top}: the file name {path!r} has bytes that cannot be printed; rename it"
+                    )
                 found[path[len(start) : len(path) - len(after)]] = str(PurePosixPath(folder, path))
     return found
+
+
+def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its files), through links to folders, but never around a loop of them."""
+    above = {str(top): (os.path.realpath(top),)}  # a folder and those it lies in, without links
+    for base, folders, files in os.walk(top, onerror=_refuse, followlinks=True):
+        chain = above.pop(base)
+        inside = {}
+        for name in folders:
+            path = os.path.join(base, name)
+            link = os.path.islink(path)
+            inside[name] = os.path.realpath(path) if link else os.path.join(chain[-1], name)
+        folders[:] = [name for name in folders if name[0] != "." and inside[name] not in chain]
+        above |= {os.path.join(base, name): (*chain, inside[name]) for name in folders}
+        yield base, files
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot read this folder: {error.strerror}") from error
 
 
 def _listed(
@@ -129,9 +153,15 @@ def _listed(
     """The names in the card's list file; a line may also be the image's path in the dataset."""
     path = Path(root, filled(card, split, card.files.list))
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read this list of images: {error}") from error
+        if path.stat().st_size > LARGEST_LIST:
+            problem = f"has {path.stat().st_size} bytes, a list of images {LARGEST_LIST} at most"
+            raise UserError(f"{path}: {problem}; name the list itself")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        problem = error.strerror or error
+        raise UserError(f"{path}: cannot read this list of images: {problem}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: a list of images has to be text in UTF-8: {error}") from error
     by_path = {image: name for name, image in images.items()}
     names = {}
     for number, line in enumerate(lines, start=1):
@@ -139,8 +169,12 @@ def _listed(
             continue
         name = by_path.get(str(PurePosixPath(card.files.folder, line.strip())), line.strip())
         if name not in images:
-            raise UserError(f"{path}: line {number}: {line.strip()!r} is no image of {card.name}")
+            raise UserError(
+                f"{path}: line {number}: {line.strip()[:100]!r} is no image of {card.name}"
+            )
         if name in names:
             raise UserError(f"{path}: line {number}: {name!r} is also in line {names[name]}")
         names[name] = number
+    if not names:
+        raise UserError(f"{path}: names no image; write one name a line, or leave out files.list")
     return list(names)

@@ -98,6 +98,13 @@ def open_coco_stuff_mat(card: DatasetCard, split: str, *, root: str | Path) -> S
     return StuffMat(card, split, root=root)
 
 
+def open_tfds(card: DatasetCard, split: str, *, root: str | Path) -> Source:
+    """A dataset that TFDS prepared as ArrayRecord."""
+    from lmseg_jax.datasets.tfds_source import TfdsSource
+
+    return TfdsSource(card, split, root=root)
+
+
 def open_world(card: DatasetCard, split: str, *, root: str | Path) -> Source:
     """The rendered scenes of a world card; the root is not read."""
     from lmseg_jax.datasets.world import WorldSource
@@ -112,6 +119,7 @@ FORMATS: dict[str, Callable[..., Source]] = {
     "cityscapes": open_cityscapes,
     "ade20k_instances": open_ade20k_instances,
     "coco_stuff_mat": open_coco_stuff_mat,
+    "tfds": open_tfds,
     "world": open_world,
 }
 

@@ -11,6 +11,7 @@ _KINDS = {
     list: "a list",
     dict: "a table",
 }
+LONGEST = 400  # characters of a problem that a message shows
 
 
 class Table:
@@ -27,6 +28,8 @@ class Table:
 
     def error(self, key: str, problem: str) -> UserError:
         """The error to raise: file, key, then what was found and expected."""
+        if len(problem) > LONGEST:  # somebody's value is long; both ends say what matters
+            problem = f"{problem[: LONGEST // 2]} ... {problem[-LONGEST // 2 :]}"
         return UserError(f"{self.path}: {self.where}{key} {problem}")
 
     def take(self, key: str, kind: type, default: object = _MISSING):

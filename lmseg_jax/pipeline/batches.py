@@ -21,6 +21,7 @@ from absl import flags
 from lmseg_jax.datasets.card import Recipe
 from lmseg_jax.datasets.sample import Sample
 from lmseg_jax.errors import UserError
+from lmseg_jax.pipeline import skipping
 from lmseg_jax.pipeline.augmentation import augment
 from lmseg_jax.pipeline.buckets import Plan
 
@@ -63,11 +64,13 @@ class Update:
       buckets: batches of one shape each: image uint8 [B, H, W, 3], segments int16 [B, H, W]
         (-1 void, -2 padding), classes int32 [B, T] (-1 unused), dataset int32 [B].
       dropped: segments beyond `max_targets` that became void, for each feed with images here.
+      skipped: what was wrong with each file that was replaced, likewise; empty where all is well.
     """
 
     step: int
     buckets: list[Batch]
     dropped: dict[str, int]
+    skipped: dict[str, tuple[str, ...]]
 
 
 class Loader:
@@ -83,6 +86,7 @@ class Loader:
         micro: int = 0,
         workers: int = 0,
         threads: int = 2,
+        on_error: str = "stop",
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -97,6 +101,7 @@ class Loader:
           workers: processes that read ahead; 0 = threads of this process only. They hand over
             crops through shared memory, of which a container may need more than its default.
           threads: of each process; 0 = read when asked.
+          on_error: "stop" raises what is wrong with a file, "skip" takes another image.
           process_index: which share of every bucket is this host's.
           process_count: number of hosts; it must divide the plan's `multiple`.
 
@@ -121,19 +126,15 @@ class Loader:
         self._workers = workers
         self._threads = threads
         self._examples = [
-            grain.MapDataset.source(feed.source)
-            .seed(feed_seed(seed, feed.name))
-            .shuffle()
-            .repeat(None)
-            .random_map(Augment(feed.recipe, max_targets))
-            for feed in feeds
+            _examples(feed, seed, max_targets=max_targets, on_error=on_error) for feed in feeds
         ]
 
     def iterate(self, start: int, stop: int) -> Iterator[Update]:
         """Yields the updates start..stop-1; each is the same whatever `start` is.
 
         Raises:
-          UserError: as raised by a source, in the update that needs the sample.
+          UserError: as raised by a source, in the update that needs the sample; where bad files
+            are skipped, only if ten others cannot be read either.
         """
         crops = self._read(start, stop)
         try:
@@ -162,7 +163,7 @@ class Loader:
         )
 
     def _gather(self, step: int, crops: Iterator[dict[str, Any]]) -> Update:
-        buckets, dropped = [], {}
+        buckets, dropped, skipped = [], {}, {}
         for source, indices in self._share.pieces(step):
             feed = self._feeds[source]
             rows = [next(crops) for _ in indices]
@@ -174,7 +175,18 @@ class Loader:
             buckets.append(batch)
             lost = sum(int(row["dropped"]) for row in rows)
             dropped[feed.name] = dropped.get(feed.name, 0) + lost
-        return Update(step, buckets, dropped)
+            for row in rows:
+                skipped[feed.name] = skipped.get(feed.name, ()) + row["skipped"]
+        return Update(step, buckets, dropped, skipped)
+
+
+def _examples(feed: Feed, seed: int, *, max_targets: int, on_error: str) -> grain.MapDataset:
+    """The endless list of a feed's crops."""
+    seed, augmentation = feed_seed(seed, feed.name), Augment(feed.recipe, max_targets)
+    if on_error == "skip":
+        return skipping.examples(feed.name, feed.source, seed=seed, augmentation=augmentation)
+    source = grain.MapDataset.source(feed.source)
+    return source.seed(seed).shuffle().repeat(None).random_map(augmentation)
 
 
 @dataclass(frozen=True)
@@ -191,6 +203,7 @@ class Augment:
             "segments": crop.segments,
             "classes": crop.classes,
             "dropped": crop.dropped,
+            "skipped": (),
         }
 
 
