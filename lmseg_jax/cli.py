@@ -8,7 +8,10 @@ import lmseg_jax
 from lmseg_jax.errors import UserError
 
 COMMANDS = {
-    "data": ("lmseg_jax.data_command", "check a dataset, look at samples, list cards"),
+    "data": (
+        "lmseg_jax.data_command",
+        "write a card, check a dataset, look at samples, list cards",
+    ),
 }
 
 DEBUG = "--debug"

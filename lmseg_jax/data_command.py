@@ -1,25 +1,26 @@
-"""`lmseg data check|show|list`: verify a dataset, look at it, see which cards there are."""
+"""`lmseg data new|check|show|list`: write a card, verify a dataset, look at it."""
 
 import argparse
 import dataclasses
 import json
+import os
+import shlex
 import sys
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 
-from lmseg_jax import visualize
-from lmseg_jax.datasets.card import DatasetCard, load_card, shipped_cards
-from lmseg_jax.datasets.check import Report, check
+from lmseg_jax.contact_sheet import contact_sheet
+from lmseg_jax.datasets.card import load_card, shipped_cards
+from lmseg_jax.datasets.check import MAX_TARGETS, Report, check
 from lmseg_jax.datasets.formats import FORMATS, open_source
-from lmseg_jax.datasets.sample import Sample, semantic_map
+from lmseg_jax.datasets.new_card import new_card
 from lmseg_jax.errors import UserError
+from lmseg_jax.pipeline.augmentation import augment
 
-LONG_SIDE = 360  # of one picture on a contact sheet, pixels
-CLASSES = 40  # a legend with more than this shows only what occurs on the sheet
+CROPS = 2  # training crops that `show --augmented` draws of each image
 
 
 def main(argv: list[str]) -> int:
@@ -30,73 +31,43 @@ def main(argv: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="lmseg data", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("check", help="read every file; exit status 0 if training would run")
-    _add_dataset(one)
-    one.add_argument("--split", nargs="+", default=[], help="splits to check; all of the card")
-    one.add_argument("--json", action="store_true", help="print the report as JSON")
-    two = commands.add_parser("show", help="draw a contact sheet: images with their labels")
-    _add_dataset(two)
-    two.add_argument("--split", default="", help="split to draw from; the first one of the card")
-    two.add_argument("--output", default="", help="PNG to write; CARD_SPLIT.png in this folder")
-    two.add_argument("--count", type=int, default=8, help="number of images, spread over the split")
+    new = commands.add_parser("new", help="look at images and labels and write a first card")
+    what = "folder, or a pattern such as roads/{split}/{name}_left.png"
+    new.add_argument("--images", required=True, help=what)
+    new.add_argument("--labels", required=True, help="likewise, of the label PNGs")
+    new.add_argument("--names", default="", help='class names, one a line, or "id name" each')
+    new.add_argument("--name", default="", help="of the dataset; its folder's")
+    new.add_argument("--output", default="", help="card to write; NAME.toml in this folder")
+    verify = commands.add_parser("check", help="read every file; exit status 0 if all is well")
+    _add_dataset(verify)
+    verify.add_argument("--split", nargs="+", default=[], help="splits to check; all of the card")
+    verify.add_argument("--json", action="store_true", help="print the reports as JSON")
+    _add_max_targets(verify)
+    show = commands.add_parser("show", help="draw a contact sheet: images with their labels")
+    _add_dataset(show)
+    show.add_argument("--split", default="", help="split to draw from; the first one of the card")
+    show.add_argument("--output", default="", help="PNG to write; CARD_SPLIT.png in this folder")
+    show.add_argument(
+        "--count", type=int, default=8, help="number of images, spread over the split"
+    )
+    show.add_argument(
+        "--augmented", action="store_true", help=f"beside each image {CROPS} of its training crops"
+    )
+    show.add_argument("--seed", type=int, default=0, help="of the crops")
+    _add_max_targets(show)
     commands.add_parser("list", help="list the cards that come with lmseg")
     options = parser.parse_args(argv)
-    return {"check": _check, "show": _show, "list": _list}[options.command](options)
+    for flag, least in (("count", 1), ("max_targets", 1), ("seed", 0)):
+        found = getattr(options, flag, least)
+        if found < least:
+            name = flag.replace("_", "-")
+            raise UserError(f"--{name} is {found}; expected at least {least}")
+    return COMMANDS[options.command](options)
 
 
-def contact_sheet(card: DatasetCard, samples: list[Sample], *, title: str) -> np.ndarray:
-    """One picture of images beside their labels, with the colour of every class.
-
-    Args:
-      card: gives names and colours.
-      samples: what is drawn, two a row.
-      title: the line on top.
-
-    Returns:
-      uint8 [H, W, 3].
-    """
-    cells = [_pair(card, sample) for sample in samples]
-    rows = [cells[i : i + 2] for i in range(0, len(cells), 2)]
-    body = visualize.grid(rows, gap=10)
-    used = range(len(card.taxonomy))
-    if len(used) > CLASSES:
-        used = sorted({int(k) for sample in samples for k in sample.classes})
-    names = [card.taxonomy.names[k] for k in used]
-    colors = card.taxonomy.colors[list(used)]
-    if any((sample.segments < 0).any() for sample in samples):
-        names.append("(void: black stripes)")
-        colors = np.concatenate([colors, np.zeros((1, 3), np.uint8)])
-    width = body.shape[1]
-    parts = [
-        visualize.title_bar(title, width),
-        visualize.legend(names, colors, width=width),
-        body,
-    ]
-    return visualize.grid([[part] for part in parts], gap=6)
-
-
-def _pair(card: DatasetCard, sample: Sample) -> np.ndarray:
-    """Image | tinted image, under the name of the file."""
-    height, width = sample.segments.shape
-    scale = LONG_SIDE / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
-    image = cv2.resize(sample.image, size, interpolation=how)
-    y = ((np.arange(size[1]) + 0.5) * height / size[1]).astype(int)
-    x = ((np.arange(size[0]) + 0.5) * width / size[0]).astype(int)
-    labels, segments = semantic_map(sample)[y[:, None], x], sample.segments[y[:, None], x]
-    tinted = visualize.overlay(image, labels, card.taxonomy.colors, alpha=0.6, segments=segments)
-    tinted = np.where((labels < 0)[..., None], _striped(image), tinted)
-    pair = visualize.grid([[image, tinted]], gap=4)
-    words = f"{sample.name}, {width}x{height}, {len(sample.classes)} segments"
-    return visualize.grid([[visualize.title_bar(words, pair.shape[1])], [pair]], gap=0)
-
-
-def _striped(image: np.ndarray) -> np.ndarray:
-    """The image in grey under black diagonal stripes, uint8 [H, W, 3]: no class looks like it."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    y, x = np.indices(grey.shape)
-    return np.where((x + y) % 8 < 3, 0, grey).astype(np.uint8)[..., None].repeat(3, axis=-1)
+def _add_max_targets(parser: argparse.ArgumentParser) -> None:
+    words = "segments a crop may have, the run's data.max_targets"
+    parser.add_argument("--max-targets", type=int, default=MAX_TARGETS, help=words)
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
@@ -104,30 +75,80 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", default="", help="folder that holds every dataset's tree")
 
 
+def _new(options: argparse.Namespace) -> int:
+    card, layout = new_card(
+        images=options.images,
+        labels=options.labels,
+        names=options.names,
+        name=options.name,
+        output=options.output,
+        progress=_Progress("reading labels"),
+    )
+    absolute = os.path.isabs(options.images) or os.path.isabs(options.labels)
+    root = shlex.quote(str(layout.root) if absolute else os.path.relpath(layout.root))
+    path = shlex.quote(card.path)
+    splits = ", ".join(f"{split} {count}" for split, count in card.splits.items())
+    print(f"{card.path}: {len(card.taxonomy)} classes, images: {splits}")
+    for file in layout.lists:
+        print(f"{file}: names of a random split")
+    if layout.bare:
+        print(f"{layout.bare} images have no label and are in no list")
+    print('What was guessed is marked "# guess" in the card. Mend it, names first; then:')
+    print(f"  lmseg data check {path} --root {root}")
+    print(f"  lmseg data show {path} --root {root} --augmented")
+    print(
+        f"  python -m lmseg_jax.main --config own_data:{path} --workdir runs/{card.name} "
+        f"--config.data.root={root}"
+    )
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
     card = load_card(options.card)
     reports = []
     for split in options.split or card.splits:
-        report = check(card, split, root=options.root, progress=_Progress(f"{card.name}/{split}"))
+        report = check(
+            card,
+            split,
+            root=options.root,
+            max_targets=options.max_targets,
+            others=reports,
+            progress=_Progress(f"{card.name}/{split}"),
+        )
         reports.append(report)
         if not options.json:
             print(_text(report), end="\n\n", flush=True)
     if options.json:
-        rows = [{**dataclasses.asdict(report), "ok": report.ok} for report in reports]
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([_row(report) for report in reports], indent=1))
     return 0 if all(report.ok for report in reports) else 2
+
+
+def _row(report: Report) -> dict:
+    """A report as JSON; the digests are of use to the next split's report only."""
+    values = dataclasses.asdict(report)
+    del values["digests"]
+    return {**values, "ok": report.ok}
 
 
 def _show(options: argparse.Namespace) -> int:
     card = load_card(options.card)
     split = options.split or next(iter(card.splits))
-    if options.count < 1:
-        raise UserError(f"--count is {options.count}; expected at least 1")
     source = open_source(card, split, root=options.root)
     count = min(options.count, len(source))
     places = ((np.arange(count) + 0.5) * len(source) / count).astype(int)
-    title = f"{card.name} / {split}: {count} of {len(source)} images"
-    sheet = contact_sheet(card, [source[int(place)] for place in places], title=title)
+    samples = [source[int(place)] for place in places]
+    title, crops = f"{card.name} / {split}: {count} of {len(source)} images", []
+    if options.augmented:
+        title += f", each with {CROPS} training crops"
+        for place, sample in zip(places, samples, strict=True):
+            rng = np.random.default_rng([options.seed, int(place)])
+            crops.append(
+                [
+                    augment(sample, card.train, max_targets=options.max_targets, rng=rng)
+                    for _ in range(CROPS)
+                ]
+            )
+    sheet = contact_sheet(card, samples, title=title, crops=crops)
     output = Path(options.output or f"{card.name}_{split}.png")
     try:
         Image.fromarray(sheet).save(output, format="PNG")
@@ -147,6 +168,9 @@ def _list(options: argparse.Namespace) -> int:
         facts = f"{card.task:9} {len(card.taxonomy):4} classes  {splits}{reader}"
         print(f"{card.name:{width}}  {facts}")
     return 0
+
+
+COMMANDS = {"new": _new, "check": _check, "show": _show, "list": _list}
 
 
 class _Progress:
@@ -177,12 +201,17 @@ def _text(report: Report) -> str:
     ]
     if sizes:
         lines.append(f"  sizes (width x height): {sizes}{more}")
+    if sizes:
+        p50, p99, most = (report.segments[key] for key in ("p50", "p99", "max"))
+        limit = f"data.max_targets = {report.max_targets}"
+        lines.append(f"  segments of an image: half <= {p50}, 99 % <= {p99}, most {most} ({limit})")
     lines += [f"  problem: {problem}" for problem in report.problems]
     lines += [f"  warning: {warning}" for warning in report.warnings]
     if sizes:
-        width = max(len(name) for name in [*report.classes, "(void)"])
+        names = [name if len(name) <= 40 else f"{name[:37]}..." for name in report.classes]
+        width = max(map(len, [*names, "(void)"]))
         lines.append(f"  {'class':{width}}   images  segments  % of pixels")
-        for name, row in report.classes.items():
+        for name, row in zip(names, report.classes.values(), strict=True):
             counts = f"{row['images']:7}  {row['segments']:8}  {row['share']:11.2f}"
             lines.append(f"  {name:{width}}  {counts}")
         lines.append(f"  {'(void)':{width}}  {'':7}  {'':8}  {report.void:11.2f}")

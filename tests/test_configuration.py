@@ -32,8 +32,16 @@ def test_a_shipped_config_is_loaded_by_name_and_passes_its_check():
 
 
 def test_every_shipped_config_passes_its_check():
-    for name in set(configuration.shipped_configs()) - {"base"}:  # which names no dataset
+    for name in set(configuration.shipped_configs()) - {"base", "own_data"}:  # name no dataset
         assert configuration.check(configuration.load(name)) is None, name
+
+
+def test_own_data_trains_the_cards_after_the_colon():
+    config = configuration.load("own_data:my/roads.toml,world_colors")
+    configuration.check(config)
+    assert config.data.train == ("my/roads.toml", "world_colors")
+    with pytest.raises(UserError, match="data.train.*names no dataset card"):
+        configuration.check(configuration.load("own_data"))
 
 
 def test_a_config_in_any_folder_builds_on_the_shipped_base(tmp_path, monkeypatch):

@@ -1,13 +1,12 @@
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lmseg_jax.data_command import contact_sheet, main
+from lmseg_jax.data_command import main
 from lmseg_jax.datasets.card import load_card
-from lmseg_jax.datasets.formats import open_source, semantic_sample
+from lmseg_jax.datasets.formats import open_source
 from lmseg_jax.errors import UserError
 
 
@@ -63,28 +62,6 @@ def test_show_writes_a_picture_and_prints_its_path(tree, capsys):
         assert image.mode == "RGB"
 
 
-def test_a_contact_sheet_shows_images_tints_and_stripes_void():
-    card = load_card("camvid")
-    image = np.full((40, 60, 3), 200, np.uint8)
-    classes = np.full((40, 60), 1, np.int32)  # building, [128, 0, 0]
-    classes[:, 30:] = -1
-    sheet = contact_sheet(card, [semantic_sample(image, classes, card=card, name="x")], title="t")
-    found = {tuple(color) for color in sheet.reshape(-1, 3).tolist()}
-    assert (200, 200, 200) in found  # the image itself, and the grey between stripes
-    assert (157, 80, 80) in found  # 0.4 * 200 + 0.6 * [128, 0, 0]
-    black = (sheet == 0).all(axis=-1).sum()  # 3/8 of half of 360x240, and the legend's swatch
-    assert 16_000 < black < 18_000
-
-
-def test_a_contact_sheet_of_a_long_taxonomy_lists_only_what_it_shows():
-    card = load_card("ade20k")
-    image, classes = np.zeros((8, 8, 3), np.uint8), np.full((8, 8), 4, np.int32)
-    sample = semantic_sample(image, classes, card=card, name="x")
-    all_of_it = dataclasses.replace(card, taxonomy=load_card("labelmefacade").taxonomy)
-    short = contact_sheet(card, [sample], title="t").shape[0]
-    assert short <= contact_sheet(all_of_it, [sample], title="t").shape[0]
-
-
 def test_a_world_is_shown_without_a_root(tmp_path, capsys):
     path = tmp_path / "world.png"
     argv = ["show", "world_coarse", "--split", "val", "--count", "2", "--output", str(path)]
@@ -99,6 +76,30 @@ def test_show_refuses_what_it_cannot_do(tree):
         main([*card, "--count", "0"])
     with pytest.raises(UserError, match=r"--output .*nowhere.*cannot write"):
         main([*card, "--output", str(tree / "nowhere/sheet.png")])
+
+
+def test_augmented_crops_are_drawn_beside_the_images_by_the_seed(tree, capsys):
+    sheets = []
+    for number, extra in enumerate(([], ["--seed", "0"], ["--seed", "1"])):
+        path = tree / f"{number}.png"
+        argv = ["show", str(tree / "card.toml"), "--root", str(tree), "--output", str(path)]
+        assert main([*argv, "--augmented", *extra]) == 0
+        with Image.open(path) as image:
+            sheets.append(np.asarray(image))
+    assert sheets[0].shape[1] == 3 * (2 * 300 + 4) + 2 * 10  # the image and two crops
+    np.testing.assert_array_equal(sheets[0], sheets[1])
+    assert not np.array_equal(sheets[0], sheets[2])
+
+
+def test_new_writes_a_card_and_says_how_to_go_on(tree, capsys, monkeypatch):
+    monkeypatch.chdir(tree)
+    argv = ["new", "--images", "camvid/{split}", "--labels", "camvid/{split}annot"]
+    assert main(argv) == 0
+    printed = capsys.readouterr().out
+    assert "camvid.toml: 1 classes, images: train 1, val 1" in printed
+    assert main(["check", "camvid.toml", "--root", "."]) == 0
+    for command in ("data check camvid.toml --root .", "own_data:camvid.toml"):
+        assert command in printed
 
 
 def test_list_names_every_shipped_card(capsys):

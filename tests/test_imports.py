@@ -16,8 +16,8 @@ LAYERS = {
     "commands": "main cli data_command",
     "runs": "train evaluate pretrain",
     "parts": (
-        "assembly baselines checkpoint logs losses metrics optimizer postprocess report scoring"
-        " sharding state step visualize pipeline models pretrained"
+        "assembly baselines checkpoint contact_sheet logs losses metrics optimizer postprocess"
+        " report scoring sharding state step visualize pipeline models pretrained"
     ),
     "pieces": "matcher tokenizer configuration configuration_rules datasets",
     "ground": "taxonomy errors",

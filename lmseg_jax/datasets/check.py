@@ -1,9 +1,10 @@
 """Reads every file of a split and says whether training on it would work."""
 
+import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ import numpy as np
 from lmseg_jax.datasets.card import DatasetCard
 from lmseg_jax.datasets.files import MissingRoot
 from lmseg_jax.datasets.formats import Source, UnmappedLabel, open_source
-from lmseg_jax.datasets.sample import Sample
 from lmseg_jax.errors import UserError
+from lmseg_jax.tokenizer import LONGEST_NAME, tokenize
 
 SHOWN = 10  # problems of one kind that a report spells out
+MAX_TARGETS = 100  # data.max_targets of configs/base.py
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,14 @@ class Report:
       found: images, in the folder or list.
       problems: what keeps training from working, one line each.
       warnings: what is allowed, but may be a mistake.
+      failed: file -> why it cannot be used; all of them, where `problems` has the first ones.
       sizes: "480x360" (width x height) -> images of that size.
       classes: class name -> {"images": ..., "segments": ..., "share": percent of all pixels}.
       void: percent of all pixels that mean nothing.
+      segments: of an image, without crowds: {"p50": ..., "p99": ..., "max": ...}; percentiles are
+        numbers that occur.
+      max_targets: segments that a crop may have.
+      digests: digest of an image's pixels -> file, the first of each.
       seconds: time that the check took.
     """
 
@@ -42,9 +49,13 @@ class Report:
     found: int
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
+    failed: dict[str, str]
     sizes: dict[str, int]
     classes: dict[str, dict[str, float]]
     void: float
+    segments: dict[str, int]
+    max_targets: int
+    digests: dict[str, str]
     seconds: float
 
     @property
@@ -59,8 +70,11 @@ class _Finding:
 
     file: str
     size: tuple[int, int] = (0, 0)  # height, width
-    pixels: np.ndarray | None = None  # int64 [K]
-    segments: np.ndarray | None = None  # int64 [K]
+    pixels: np.ndarray | None = None  # int64 [k], of each class that occurs
+    classes: np.ndarray | None = None  # int64 [k], index of these classes
+    segments: np.ndarray | None = None  # int64 [k], their segments
+    targets: int = 0  # segments that training may see: crowds are left out
+    digest: str = ""  # of the image's pixels
     error: UserError | None = None
 
 
@@ -69,6 +83,8 @@ def check(
     split: str,
     *,
     root: str | Path,
+    max_targets: int = MAX_TARGETS,
+    others: Sequence[Report] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Opens every sample of a split, in parallel, and reports counts and every problem.
@@ -77,6 +93,8 @@ def check(
       card: the dataset.
       split: a key of its `splits`.
       root: folder that holds every dataset's tree.
+      max_targets: segments that a crop may have, `data.max_targets` of the run.
+      others: reports of other splits; an image that is in one of them, too, is a warning.
       progress: called with (images done, images in all) after each image.
 
     Returns:
@@ -97,8 +115,7 @@ def check(
     else:
         found = len(source)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            tasks = pool.map(lambda i: _examine(source, i, count=len(card.taxonomy)), range(found))
-            for finding in tasks:
+            for finding in pool.map(lambda index: _examine(source, index), range(found)):
                 findings.append(finding)
                 if progress is not None:
                     progress(len(findings), found)
@@ -107,13 +124,20 @@ def check(
     pixels, segments, images = _totals(good, count=len(card.taxonomy))
     area = sum(finding.size[0] * finding.size[1] for finding in good)
     sizes = Counter("{1}x{0}".format(*finding.size) for finding in good)
+    targets = sorted(finding.targets for finding in good)
+    digests, twice = _distinct(good)
     return Report(
         dataset=card.name,
         split=split,
         expected=card.splits.get(split, 0),
         found=found,
         problems=tuple(problems),
-        warnings=tuple(_warnings(card, good, images)),
+        warnings=(
+            *_warnings(card, good, images),
+            *_crowded(good, max_targets=max_targets),
+            *_repeated(digests, twice, others=others),
+        ),
+        failed={finding.file: str(finding.error) for finding in findings if finding.error},
         sizes=dict(sizes.most_common()),
         classes={
             name: {
@@ -124,36 +148,46 @@ def check(
             for k, name in enumerate(card.taxonomy.names)
         },
         void=100 * float(area - pixels.sum()) / max(1, area),
+        segments={
+            key: int(np.percentile(targets, q, method="higher")) if targets else 0
+            for key, q in (("p50", 50), ("p99", 99), ("max", 100))
+        },
+        max_targets=max_targets,
+        digests=digests,
         seconds=time.monotonic() - start,
     )
 
 
-def _examine(source: Source, index: int, *, count: int) -> _Finding:
+def _examine(source: Source, index: int) -> _Finding:
     file = source.files(index)[0]
     try:
         sample = source[index]
     except UserError as error:
         return _Finding(file, error=error)
+    visible = np.bincount(sample.segments.ravel() + 1, minlength=len(sample.classes) + 1)[1:]
+    classes, place, segments = np.unique(sample.classes, return_inverse=True, return_counts=True)
+    # Pixels, not bytes of files: so every source can be asked, also one without files.
+    digest = hashlib.blake2b(repr(sample.image.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(sample.image))
     return _Finding(
         file,
         size=sample.segments.shape,
-        pixels=_pixels(sample, count=count),
-        segments=np.bincount(sample.classes, minlength=count),
+        pixels=np.bincount(place, weights=visible, minlength=len(classes)).astype(np.int64),
+        classes=classes,
+        segments=segments,
+        targets=int(np.count_nonzero(~sample.crowd)),
+        digest=digest.hexdigest(),
     )
-
-
-def _pixels(sample: Sample, *, count: int) -> np.ndarray:
-    """Visible pixels of each class, int64 [K]."""
-    visible = np.bincount(sample.segments.ravel() + 1, minlength=len(sample.classes) + 1)[1:]
-    return np.bincount(sample.classes, weights=visible, minlength=count).astype(np.int64)
 
 
 def _totals(good: list[_Finding], *, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixels, segments and images of each class, int64 [K] each."""
-    zero = np.zeros((1, count), np.int64)
-    pixels = np.stack([*zero, *(finding.pixels for finding in good)])
-    segments = np.stack([*zero, *(finding.segments for finding in good)])
-    return pixels.sum(axis=0), segments.sum(axis=0), (segments > 0).sum(axis=0)
+    pixels, segments, images = np.zeros((3, count), np.int64)
+    for finding in good:
+        pixels[finding.classes] += finding.pixels
+        segments[finding.classes] += finding.segments
+        images[finding.classes] += 1
+    return pixels, segments, images
 
 
 def _problems(card: DatasetCard, split: str, findings: list[_Finding]) -> list[str]:
@@ -175,6 +209,7 @@ def _problems(card: DatasetCard, split: str, findings: list[_Finding]) -> list[s
     problems += other[:SHOWN]
     if len(other) > SHOWN:
         problems.append(f"{len(other) - SHOWN} more files cannot be read")
+    problems += _unreadable(card)
     if len(findings) != card.splits[split]:
         problems.append(
             f"{card.name}/{split} has {len(findings)} images, but the card says "
@@ -186,6 +221,21 @@ def _problems(card: DatasetCard, split: str, findings: list[_Finding]) -> list[s
     return problems
 
 
+def _unreadable(card: DatasetCard) -> list[str]:
+    """A problem if the text encoder cannot read a name: training would stop at it."""
+    # A token is a byte or more, so most names need no tokenizer, which takes seconds to load.
+    doubtful = [
+        name
+        for name in card.taxonomy.names
+        if len(name.encode()) > LONGEST_NAME or not name.strip(" _")
+    ]
+    try:
+        tokenize(doubtful)
+    except UserError as error:
+        return [f"{card.path}: {error}"]
+    return []
+
+
 def _warnings(card: DatasetCard, good: list[_Finding], images: np.ndarray) -> list[str]:
     warnings = []
     empty = [finding.file for finding in good if not finding.pixels.any()]
@@ -194,6 +244,50 @@ def _warnings(card: DatasetCard, good: list[_Finding], images: np.ndarray) -> li
     absent = [name for name, n in zip(card.taxonomy.names, images, strict=True) if not n]
     if good and absent:
         warnings.append(f"{len(absent)} classes have no pixel: {_short(absent, SHOWN)}")
+    return warnings
+
+
+def _crowded(good: list[_Finding], *, max_targets: int) -> list[str]:
+    """A warning if images have more segments than a crop may have."""
+    many = sorted((f for f in good if f.targets > max_targets), key=lambda f: -f.targets)
+    if not many:
+        return []
+    listed = _short([f"{f.file} ({f.targets})" for f in many], 3)
+    return [
+        f"{len(many)} images have more than data.max_targets = {max_targets} segments: {listed}; "
+        "a crop that shows more loses the smallest of them"
+    ]
+
+
+def _distinct(good: list[_Finding]) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Digest -> first file of each image; and (file, the one it repeats)."""
+    digests, twice = {}, []
+    for finding in good:
+        first = digests.setdefault(finding.digest, finding.file)
+        if first != finding.file:
+            twice.append((finding.file, first))
+    return digests, twice
+
+
+def _repeated(
+    digests: dict[str, str], twice: list[tuple[str, str]], *, others: Sequence[Report]
+) -> list[str]:
+    """A warning for each split that has images of this one, and one for images that come twice."""
+    warnings = []
+    for other in others:
+        same = [
+            f"{file} = {other.digests[key]}"
+            for key, file in digests.items()
+            if key in other.digests
+        ]
+        if same:
+            warnings.append(
+                f"{len(same)} images are in {other.split} as well: {_short(same, 3)}; scores on "
+                "what was trained on say little"
+            )
+    if twice:
+        same = _short([f"{file} = {first}" for file, first in twice], 3)
+        warnings.append(f"{len(twice)} images repeat another one of this split: {same}")
     return warnings
 
 
