@@ -19,6 +19,8 @@ from lmseg_jax.errors import UserError
 from lmseg_jax.optimizer import make_optimizer
 from lmseg_jax.pipeline.augmentation import choose_recipe
 from lmseg_jax.pipeline.batches import Feed
+from lmseg_jax.pipeline.buckets import Plan, split_weights
+from lmseg_jax.pipeline.orientation import by_orientation
 from lmseg_jax.pretrained import clip
 from lmseg_jax.scoring import EvaluationSet, Network, cross_table
 
@@ -45,13 +47,30 @@ def vocabulary_of(config: ConfigDict, cards: list[DatasetCard]) -> dict[str, np.
 
 
 def training_feeds(config: ConfigDict, cards: list[DatasetCard]) -> list[Feed]:
-    """One feed for each training card, with its own or the fixed augmentation."""
+    """The feeds of each training card, with its own or the fixed augmentation.
+
+    One for a card, or one for each orientation of its images; see `pipeline.orientation`.
+    """
     feeds = []
     for dataset, card in enumerate(cards[: len(config.data.train)]):
         source = open_source(card, config.data.train_split, root=config.data.root)
         recipe = choose_recipe(card, config.data.augmentation)
-        feeds.append(Feed(card.name, source, recipe, dataset))
+        feed = Feed(card.name, source, recipe, dataset)
+        feeds += by_orientation(feed, on_error=config.data.on_error)
     return feeds
+
+
+def training_plan(config: ConfigDict, feeds: Sequence[Feed]) -> Plan:
+    """Which feed gives how many images to which update; the feeds of one card share its weight."""
+    parts = [[] for _ in config.data.train]
+    for feed in feeds:
+        parts[feed.dataset].append(len(feed.source))
+    return Plan(
+        [feed.recipe.crop for feed in feeds],
+        split_weights(list(config.batching.weights), parts),
+        batch=config.batching.batch,
+        multiple=config.batching.multiple,
+    )
 
 
 def evaluation_sets(config: ConfigDict, cards: list[DatasetCard]) -> list[EvaluationSet]:
@@ -202,13 +221,13 @@ def evaluated_weights(train_state: state.TrainState) -> tuple[dict, dict]:
 
 def fingerprint(config: ConfigDict, cards: list[DatasetCard], feeds: list[Feed]) -> dict:
     """What must agree for a workdir to be gone on with; see `configuration.fingerprint`."""
-    files = {
-        feed.name: [feed.source.files(i) for i in range(len(feed.source))]
-        if card.format != "world"
-        else [(card.name, config.data.train_split, str(len(feed.source)))]
-        for card, feed in zip(cards, feeds, strict=False)
-    }
-    return configuration.fingerprint(config, cards[: len(feeds)], files)
+    files = {}
+    for feed in feeds:
+        if cards[feed.dataset].format == "world":
+            files[feed.name] = [(feed.name, config.data.train_split, str(len(feed.source)))]
+        else:
+            files[feed.name] = [feed.source.files(i) for i in range(len(feed.source))]
+    return configuration.fingerprint(config, cards[: len(config.data.train)], files)
 
 
 def refuse_other(found: dict, asked: dict, workdir: Path) -> None:

@@ -8,6 +8,7 @@ import lmseg_jax
 from lmseg_jax.errors import UserError
 
 COMMANDS = {
+    "bench": ("lmseg_jax.bench", "measure the speed of the loader"),
     "data": (
         "lmseg_jax.data_command",
         "write a card, check a dataset, look at samples, list cards",

@@ -142,9 +142,10 @@ def _show(options: argparse.Namespace) -> int:
         title += f", each with {CROPS} training crops"
         for place, sample in zip(places, samples, strict=True):
             rng = np.random.default_rng([options.seed, int(place)])
+            recipe = card.train.oriented(*sample.segments.shape)
             crops.append(
                 [
-                    augment(sample, card.train, max_targets=options.max_targets, rng=rng)
+                    augment(sample, recipe, max_targets=options.max_targets, rng=rng)
                     for _ in range(CROPS)
                 ]
             )

@@ -18,8 +18,9 @@ from lmseg_jax.errors import UserError
 from lmseg_jax.evaluate import finish
 from lmseg_jax.optimizer import make_optimizer, schedule
 from lmseg_jax.pipeline import skipping
-from lmseg_jax.pipeline.batches import Loader
+from lmseg_jax.pipeline.batches import Feed, Loader
 from lmseg_jax.pipeline.buckets import Plan
+from lmseg_jax.pipeline.orientation import padding
 from lmseg_jax.report import flat
 from lmseg_jax.scoring import Network, evaluate_all
 from lmseg_jax.step import PARTS, make_step, run_update
@@ -44,12 +45,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     vocabulary = assembly.vocabulary_of(config, cards)
     feeds = assembly.training_feeds(config, cards)
     sets = assembly.evaluation_sets(config, cards)
-    plan = Plan(
-        [feed.recipe.crop for feed in feeds],
-        list(config.batching.weights),
-        batch=config.batching.batch,
-        multiple=config.batching.multiple,
-    )
+    plan = assembly.training_plan(config, feeds)
     loader = Loader(
         feeds,
         plan,
@@ -95,7 +91,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
     log.truncate(first)
     if main:
         assembly.write_run(workdir, config, cards)
-        print(describe(train_state, cards, plan, mesh, first), flush=True)
+        told = describe(train_state, cards, feeds=feeds, plan=plan, mesh=mesh, first=first)
+        print(told, flush=True)
     progress = logs.Progress(last, images=config.batching.batch, start=first)
     stop = asked_to_stop()
 
@@ -172,17 +169,26 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
 
 def describe(
-    train_state: state.TrainState, cards: Sequence[DatasetCard], plan: Plan, mesh: Mesh, first: int
+    train_state: state.TrainState,
+    cards: Sequence[DatasetCard],
+    *,
+    feeds: Sequence[Feed],
+    plan: Plan,
+    mesh: Mesh,
+    first: int,
 ) -> str:
     """What is about to be trained, in three lines."""
     trainable, frozen = state.count(train_state.params), state.count(train_state.frozen)
     names = ", ".join(f"{card.name} ({len(card.taxonomy)} classes)" for card in cards)
     where = "from the start" if first == 0 else f"from update {first}"
     devices = " x ".join(f"{count} {axis}" for axis, count in mesh.shape.items())
+    waste = [f"{padding(feed):.0f} % of {feed.name}" for feed in feeds if feed.recipe.detr_crop]
+    padded = f"{' and '.join(waste)} is padding; " if waste else ""
     return (
         f"datasets: {names}\n"
         f"model: {trainable:,} trainable, {frozen:,} frozen values; mesh {devices}\n"
-        f"plan: {plan.batch} images an update, shares repeat every {plan.cycle} updates; {where}"
+        f"plan: {plan.batch} images an update, shares repeat every {plan.cycle} updates; "
+        f"{padded}{where}"
     )
 
 

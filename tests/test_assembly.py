@@ -5,6 +5,7 @@ import pytest
 from lmseg_jax import assembly, sharding
 from lmseg_jax.errors import UserError
 from tests.tiny import tiny_config
+from tests.tiny_tree import write_tree
 
 
 @pytest.fixture
@@ -78,3 +79,44 @@ def test_cards_that_are_only_evaluated_do_not_change_the_fingerprint(config):
     before = fingerprint()
     config.data.evaluate = ("world_coarse",)
     assert fingerprint() == before
+
+
+@pytest.fixture
+def oriented(config, tmp_path):
+    """A config that mixes a world with six lying and two upright images."""
+    config.data.train = ("world_patterns", write_tree(tmp_path))
+    config.data.root = str(tmp_path)
+    return config
+
+
+def test_a_dataset_with_whole_images_trains_from_two_feeds(oriented):
+    feeds = assembly.training_feeds(oriented, assembly.load_cards(oriented))
+    assert [(feed.name, feed.dataset, len(feed.source)) for feed in feeds] == [
+        ("world_patterns", 0, 20_000),
+        ("tiny/landscape", 1, 6),
+        ("tiny/portrait", 1, 2),
+    ]
+    oriented.batching.batch, oriented.batching.multiple = 8, 1
+    plan = assembly.training_plan(oriented, feeds)
+    assert plan.shapes == [(96, 96), (64, 128), (128, 64)]
+    np.testing.assert_array_equal(plan.offsets(5), [20, 15, 5])
+
+
+def test_without_dataset_aware_augmentation_every_dataset_is_one_feed(oriented):
+    oriented.data.augmentation = "fixed"
+    feeds = assembly.training_feeds(oriented, assembly.load_cards(oriented))
+    assert [feed.name for feed in feeds] == ["world_patterns", "tiny"]
+    for feed in feeds:
+        assert feed.recipe.crop == (512, 512) and feed.recipe.detr_crop is None
+        assert feed.recipe.order == ("resize", "crop", "color", "flip")
+    plan = assembly.training_plan(oriented, feeds)
+    assert plan.shapes == [(512, 512)] * 2 and plan.cycle == 1
+
+
+def test_the_fingerprint_lists_the_files_of_both_orientations(oriented):
+    cards = assembly.load_cards(oriented)
+    found = assembly.fingerprint(oriented, cards, assembly.training_feeds(oriented, cards))
+    assert found["files of tiny/landscape"].startswith("6 files")
+    assert found["files of tiny/portrait"].startswith("2 files")
+    assert found["data.train"] == ["world_patterns", "tiny"]
+    assert "card tiny" in found

@@ -46,7 +46,7 @@ def test_the_version_is_that_of_the_package(capsys):
 
 def test_an_unknown_subcommand_is_one_line_and_status_2(capsys):
     assert cli.main(["daat"]) == 2
-    assert capsys.readouterr().err == "error: lmseg daat: no such command; there are: data\n"
+    assert capsys.readouterr().err == "error: lmseg daat: no such command; there are: bench, data\n"
 
 
 def test_an_error_of_the_user_is_one_line_and_status_2(command, capsys):

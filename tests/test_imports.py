@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Highest first; a module imports from its own layer and from lower ones.
 LAYERS = {
-    "commands": "main cli data_command",
+    "commands": "main cli bench bench_loader pillow_recipe data_command",
     "runs": "train evaluate pretrain",
     "parts": (
         "assembly baselines checkpoint contact_sheet logs losses metrics optimizer postprocess"

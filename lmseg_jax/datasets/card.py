@@ -6,51 +6,20 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from lmseg_jax.datasets.recipe import Recipe, TestRule, read_recipe, read_test_rule
 from lmseg_jax.datasets.table import Table
 from lmseg_jax.errors import UserError
 from lmseg_jax.taxonomy import Category, Taxonomy, plain
 
 TASKS = ("semantic", "panoptic")
-FLIPS = ("none", "horizontal", "both")
-STEPS = ("resize", "crop", "color", "flip")
 WORD = r"[A-Za-z0-9_-]+"  # names that become parts of file names
 # Could end a line, steer a terminal, or not be printed at all.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-STRIDE = 32  # of the network's deepest map: sides of a crop are multiples of it
 LARGEST_ID = 65535  # what a 16-bit label PNG can hold
 LARGEST_CARD = 2**22  # bytes
 LONGEST_NAME = 200  # characters of a class name; the text encoder reads fewer
 
 _HERE = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A_i, how a dataset is augmented in training (Sec. 3.5).
-
-    Attributes:
-      short_sides: one is drawn; the image's short side is resized to it.
-      max_side: the long side never exceeds it.
-      crop: height and width of the crop, smaller images are padded; the bucket's shape.
-      color: True applies the SSD colour jitter.
-      flip: "none" | "horizontal" | "both".
-      order: the steps in order, of "resize", "crop", "color", "flip".
-    """
-
-    short_sides: tuple[int, ...]
-    max_side: int
-    crop: tuple[int, int]
-    color: bool
-    flip: str
-    order: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class TestRule:
-    """How an image is resized before it is segmented: short side, limit of the long side."""
-
-    short_side: int
-    max_side: int
 
 
 @dataclass(frozen=True)
@@ -165,7 +134,7 @@ def _card(top: Table) -> DatasetCard:
     if not splits:
         raise top.error("splits", "is empty; expected the number of images of each split")
     _check_splits(top, files, splits)
-    recipe, test = _recipe(top.table("augmentation")), _test_rule(top.table("test"))
+    recipe, test = read_recipe(top.table("augmentation")), read_test_rule(top.table("test"))
     panoptic = top.table("panoptic", {"object_mask": 0.8, "overlap": 0.8})  # MaskFormer's on COCO
     thresholds = {key: float(panoptic.take(key, float)) for key in ("object_mask", "overlap")}
     for key, value in thresholds.items():
@@ -319,44 +288,3 @@ def _check_splits(top: Table, files: Files, splits: dict[str, int]) -> None:
         if files.images and (same or not any("{split}" in pattern for pattern in where)):
             problem = f"lead to the same images for the splits {one!r} and {other!r}"
             raise top.error("files", f"{problem}; use {{split}} in images or list")
-
-
-def _recipe(table: Table) -> Recipe:
-    recipe = Recipe(
-        short_sides=table.numbers("short_sides", 1, 2**16),
-        max_side=table.number("max_side", 1, 2**16),
-        crop=table.numbers("crop", STRIDE, 2**16),
-        color=table.take("color", bool),
-        flip=table.choice("flip", FLIPS),
-        order=table.texts("order"),
-    )
-    table.close()
-    if not recipe.short_sides or max(recipe.short_sides) > recipe.max_side:
-        expected = f"expected lengths up to max_side = {recipe.max_side}"
-        raise table.error("short_sides", f"is {list(recipe.short_sides)}; {expected}")
-    if len(recipe.crop) != 2 or any(side % STRIDE for side in recipe.crop):
-        expected = f"expected [height, width], multiples of {STRIDE}"
-        raise table.error("crop", f"is {list(recipe.crop)}; {expected}")
-    if max(recipe.crop) > recipe.max_side:
-        expected = f"no image is larger than max_side = {recipe.max_side}"
-        raise table.error("crop", f"is {list(recipe.crop)}; {expected}")
-    used = {
-        "resize": True,
-        "crop": True,
-        "color": recipe.color,
-        "flip": recipe.flip != "none",
-    }
-    needed = {step for step, on in used.items() if on}
-    if not needed <= set(recipe.order) <= set(STEPS) or len(set(recipe.order)) != len(recipe.order):
-        expected = f"expected each of {', '.join(s for s in STEPS if s in needed)} once"
-        raise table.error("order", f"is {list(recipe.order)}; {expected}")
-    return recipe
-
-
-def _test_rule(table: Table) -> TestRule:
-    rule = TestRule(table.number("short_side", 1, 2**16), table.number("max_side", 1, 2**16))
-    table.close()
-    if rule.short_side > rule.max_side:
-        expected = f"expected at most max_side = {rule.max_side}"
-        raise table.error("short_side", f"is {rule.short_side}; {expected}")
-    return rule

@@ -9,7 +9,7 @@ import numpy as np
 from lmseg_jax.datasets.card import LARGEST_ID, DatasetCard
 from lmseg_jax.datasets.files import check_root, entries
 from lmseg_jax.datasets.formats import UnmappedLabel, semantic_sample
-from lmseg_jax.datasets.images import read_image
+from lmseg_jax.datasets.images import read_image, read_size
 from lmseg_jax.datasets.sample import VOID, Sample
 from lmseg_jax.errors import UserError
 
@@ -51,6 +51,10 @@ class FileSource(abc.ABC):
     def files(self, index: int) -> tuple[str, ...]:
         """Image and label files of one sample, relative to the root."""
         return self._entries[index][1:]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of one image, from its header."""
+        return read_size(self.root / self.files(index)[0])
 
     def __getitem__(self, index: int) -> Sample:
         name, *paths = self._entries[index]
@@ -124,11 +128,11 @@ def to_classes(ids: np.ndarray, table: np.ndarray, *, card: DatasetCard, path: P
     Raises:
       UnmappedLabel: an id is neither a class nor void.
     """
-    present = np.flatnonzero(np.bincount(ids.ravel()))
-    wrong = present[table[present] == UNMAPPED]
-    if len(wrong):
+    classes = table.take(ids)
+    if classes.min() == UNMAPPED:
+        wrong = np.unique(ids[classes == UNMAPPED])
         raise unmapped(card, path, "label id", tuple(map(int, wrong)))
-    return table[ids]
+    return classes
 
 
 def unmapped(card: DatasetCard, path: Path, what: str, values: tuple) -> UnmappedLabel:

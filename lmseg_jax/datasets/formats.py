@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from lmseg_jax.datasets.card import DatasetCard
-from lmseg_jax.datasets.sample import VOID, Sample
+from lmseg_jax.datasets.sample import VOID, Sample, runs
 from lmseg_jax.errors import UserError
 
 
@@ -157,13 +157,16 @@ def semantic_sample(
       card: gives the number of classes and the dataset's name.
       name: stem of the image.
     """
-    count = np.bincount(classes.ravel() + 1, minlength=len(card.taxonomy) + 1)[1:]
+    flat = classes.ravel()
+    starts, lengths = runs(flat)
+    first = flat[starts]
+    count = np.bincount(first + 1, lengths, minlength=len(card.taxonomy) + 1)[1:]
     present = np.flatnonzero(count)
     lookup = np.full(len(card.taxonomy) + 1, VOID, np.int32)  # index -1 reads the last row
     lookup[present] = np.arange(len(present))
     return Sample(
         image=image,
-        segments=lookup[classes],
+        segments=np.repeat(lookup[first], lengths).reshape(classes.shape),
         classes=present.astype(np.int32),
         area=count[present].astype(np.int32),
         crowd=np.zeros(len(present), bool),

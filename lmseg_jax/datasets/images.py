@@ -4,20 +4,25 @@ Arrays are as the file is meant to be seen: EXIF orientation is applied, and of 
 first picture counts.
 """
 
+import contextlib
 import io
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from lmseg_jax.errors import UserError
 
 MAX_PIXELS = 2**26  # 67 megapixels; a small file can claim to be much larger than memory
 
 _STRETCHED = {2: 85, 4: 17}  # bits of a grey PNG -> factor by which Pillow stretches its values
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # last bytes of a whole file
+_UNUSUAL = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif", b"acTL")  # turned or animated
 _STARTS = {  # first bytes of a file -> what it is
     b"\xff\xd8": "JPEG",
     b"\x89PNG": "PNG",
@@ -41,6 +46,9 @@ def read_image(path: str | Path, *, content: bytes | None = None) -> np.ndarray:
     Raises:
       UserError: the file is missing, broken, too large, or neither JPEG nor PNG.
     """
+    pixels = _decode_quickly(path, content, ("JPEG", "PNG"), modes=("RGB", "RGBA"))
+    if pixels is not None:
+        return pixels
     image = _decode(path, content, ("JPEG", "PNG"))
     if image.mode.startswith("I"):  # 16-bit grey; convert() would clip it
         grey = (np.asarray(image) >> 8).astype(np.uint8)
@@ -61,6 +69,9 @@ def read_indices(path: str | Path, *, content: bytes | None = None) -> np.ndarra
     Raises:
       UserError: as `read_image`, or the file holds colours.
     """
+    pixels = _decode_quickly(path, content, ("PNG",), modes=("L",))
+    if pixels is not None:
+        return pixels
     image = _decode(path, content, ("PNG",))
     if image.mode == "1":
         return np.asarray(image).astype(np.uint8)
@@ -87,6 +98,9 @@ def read_colors(path: str | Path) -> np.ndarray:
     Raises:
       UserError: as `read_image`, or the file has no colours.
     """
+    pixels = _decode_quickly(path, None, ("PNG",), modes=("RGB", "RGBA"))
+    if pixels is not None:
+        return pixels
     image = _decode(path, None, ("PNG",))
     if image.mode not in ("RGB", "RGBA", "P"):
         raise UserError(
@@ -96,20 +110,73 @@ def read_colors(path: str | Path) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
+def read_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of the array that `read_image` gives; of a JPEG only the header is read.
+
+    Raises:
+      UserError: as `read_image`.
+    """
+    with _opened(path, None, ("JPEG", "PNG")) as (_, image):
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # by a quarter
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
 def _decode(path: str | Path, content: bytes | None, formats: tuple[str, ...]) -> Image.Image:
     """Decodes with these decoders only and turns the picture upright."""
+    with _opened(path, content, formats) as (file, image):
+        if image.format == "PNG":
+            image.verify()  # checksums: the decoder itself overlooks some flipped bits
+            file.seek(0)
+            image = Image.open(file, formats=formats)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
+
+
+def _decode_quickly(
+    path: str | Path, content: bytes | None, formats: tuple[str, ...], *, modes: tuple[str, ...]
+) -> np.ndarray | None:
+    """Decodes ordinary files by OpenCV: the same values, sooner, and no copy of them.
+
+    Whatever is not ordinary is left to `_decode`: other modes, turned, animated or broken files.
+
+    Args:
+      path, content, formats: as for `_decode`.
+      modes: of Pillow; ("L",) gives uint8 [H, W], others RGB, uint8 [H, W, 3].
+
+    Returns:
+      The pixels, or None.
+    """
+    with _opened(path, content, formats) as (file, image):
+        if image.mode not in modes:
+            return None
+        file.seek(0)
+        data = file.read(4 * image.width * image.height + 2**20)  # longer ones are cut and refused
+        if not data.endswith(_ENDS[image.format]):
+            return None
+        if image.format == "JPEG":
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                return None
+        elif data[24] != 8 or any(word in data for word in _UNUSUAL):
+            return None
+        color = modes != ("L",)
+        flag = cv2.IMREAD_COLOR_RGB if color else cv2.IMREAD_GRAYSCALE
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+        expected = (image.height, image.width, 3)[: 3 if color else 2]
+        return pixels if pixels is not None and pixels.shape == expected else None
+
+
+@contextlib.contextmanager
+def _opened(
+    path: str | Path, content: bytes | None, formats: tuple[str, ...]
+) -> Iterator[tuple[BinaryIO, Image.Image]]:
+    """The file and a picture of which the header was read; what a decoder raises names the file."""
     with _stream(path, content) as file:
         try:
             image = Image.open(file, formats=formats)
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(path, f"{image.width}x{image.height}")
-            if image.format == "PNG":
-                image.verify()  # checksums: the decoder itself overlooks some flipped bits
-                file.seek(0)
-                image = Image.open(file, formats=formats)
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return image
+            yield file, image
         except (UserError, MemoryError):
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -38,3 +38,16 @@ def semantic_map(sample: Sample) -> np.ndarray:
     """Class of each pixel, int32 [H, W], -1 where void."""
     table = np.append(sample.classes, VOID).astype(np.int32)  # index -1 reads the last row
     return table[sample.segments]
+
+
+def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where neighbours are equal: labels are long runs, so looking up one pixel of each is quick.
+
+    Args:
+      values: [N], at least one.
+
+    Returns:
+      int64 [R] index of the first value of each run, int64 [R] their lengths.
+    """
+    starts = np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
+    return starts, np.diff(starts, append=len(values))

@@ -1,10 +1,12 @@
 """A_i: how the samples of each dataset become training crops of one shape (Sec. 3.5)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from lmseg_jax.datasets.card import DatasetCard, Recipe
+from lmseg_jax.datasets.card import DatasetCard
+from lmseg_jax.datasets.recipe import Recipe
 from lmseg_jax.datasets.sample import PADDING, VOID, Sample
 from lmseg_jax.errors import UserError
 from lmseg_jax.pipeline import transforms
@@ -68,8 +70,33 @@ def augment(sample: Sample, recipe: Recipe, *, max_targets: int, rng: np.random.
       UserError: the steps leave an image that is larger than the crop.
     """
     image, segments = sample.image, sample.segments.astype(np.int16)
-    for step in recipe.order:
-        image, segments = STEPS[step](image, segments, recipe, rng)
+    for _, step in steps(recipe):
+        image, segments = step(image, segments, recipe, rng)
+    return finish(image, segments, sample=sample, recipe=recipe, max_targets=max_targets)
+
+
+def steps(recipe: Recipe) -> list[tuple[str, Callable]]:
+    """(name, step) in order; a step maps (image, segments, recipe, rng) to (image, segments).
+
+    "resize" and a "crop" right after it are one step, "resize_crop".
+    """
+    names = []
+    for name in recipe.order:
+        if name == "crop" and names[-1:] == ["resize"]:
+            names[-1] = "resize_crop"
+        else:
+            names.append(name)
+    return [(name, STEPS[name]) for name in names]
+
+
+def finish(
+    image: np.ndarray, segments: np.ndarray, *, sample: Sample, recipe: Recipe, max_targets: int
+) -> Crop:
+    """Pads to `recipe.crop` and keeps the visible segments, at most `max_targets`; see `augment`.
+
+    Raises:
+      UserError: the image is larger than the crop.
+    """
     height, width = segments.shape
     if height > recipe.crop[0] or width > recipe.crop[1]:
         raise UserError(
@@ -80,14 +107,48 @@ def augment(sample: Sample, recipe: Recipe, *, max_targets: int, rng: np.random.
     return _keep_targets(image, segments, sample, max_targets)
 
 
-def _resize(image, segments, recipe, rng):
-    return transforms.random_resize(
-        image, segments, short_sides=recipe.short_sides, max_side=recipe.max_side, rng=rng
+def draw_final_size(recipe: Recipe, size: tuple[int, int], *, rng: np.random.Generator) -> tuple:
+    """(height, width) of what the steps may leave of an image of this size, before it is padded."""
+    for name in recipe.order:
+        if name == "detr_crop":
+            drawn = transforms.draw_detr_crop(size, rule=recipe.detr_crop, rng=rng)
+            size = size if drawn is None else tuple(part.stop - part.start for part in drawn[1])
+        elif name == "resize":
+            size = draw_size(size, recipe, rng)
+        elif name == "crop":
+            size = tuple(min(pair) for pair in zip(size, recipe.crop, strict=True))
+    return size
+
+
+def draw_size(size: tuple[int, int], recipe: Recipe, rng: np.random.Generator) -> tuple[int, int]:
+    """(height, width) that the step "resize" gives an image of this size."""
+    size = transforms.draw_size(
+        size, short_sides=recipe.short_sides, max_side=recipe.max_side, rng=rng
     )
+    return size if recipe.detr_crop is None else transforms.fit(size, recipe.crop)
+
+
+def _resize(image, segments, recipe, rng):
+    size = draw_size(segments.shape, recipe, rng)
+    return transforms.resize(image, segments, size=size)
 
 
 def _crop(image, segments, recipe, rng):
-    return transforms.random_crop(image, segments, crop=recipe.crop, rng=rng)
+    window = transforms.draw_window(segments.shape, crop=recipe.crop, rng=rng)
+    return image[window], segments[window]
+
+
+def _resize_crop(image, segments, recipe, rng):
+    size = draw_size(segments.shape, recipe, rng)
+    window = transforms.draw_window(size, crop=recipe.crop, rng=rng)
+    return transforms.resize(image, segments, size=size, window=window)
+
+
+def _detr_crop(image, segments, recipe, rng):
+    drawn = transforms.draw_detr_crop(segments.shape, rule=recipe.detr_crop, rng=rng)
+    if drawn is None:
+        return image, segments
+    return transforms.resize(image, segments, size=drawn[0], window=drawn[1])
 
 
 def _color(image, segments, recipe, rng):
@@ -98,7 +159,14 @@ def _flip(image, segments, recipe, rng):
     return transforms.random_flip(image, segments, flip=recipe.flip, rng=rng)
 
 
-STEPS = {"resize": _resize, "crop": _crop, "color": _color, "flip": _flip}
+STEPS = {
+    "resize": _resize,
+    "crop": _crop,
+    "resize_crop": _resize_crop,
+    "detr_crop": _detr_crop,
+    "color": _color,
+    "flip": _flip,
+}
 
 
 def _keep_targets(
@@ -119,4 +187,4 @@ def _keep_targets(
     table[2 + kept] = np.arange(len(kept))
     classes = np.full(max_targets, -1, np.int32)
     classes[: len(kept)] = sample.classes[kept]
-    return Crop(np.ascontiguousarray(image), table[shifted], classes, dropped)
+    return Crop(np.ascontiguousarray(image), table.take(shifted), classes, dropped)

@@ -132,6 +132,46 @@ class Plan:
         )
 
 
+def split_weights(weights: Sequence[float], parts: Sequence[Sequence[int]]) -> list[float]:
+    """Weights of all sources where a dataset may come in two: its weight, by numbers of images.
+
+    So every image of a dataset is equally likely. Without such a dataset the weights stay as they
+    are. Otherwise they become whole numbers whose sum is at most 10,000, so that `Plan` meets them
+    within as many updates: the shares of two parts are rounded to multiples of 1 / (10,000 // b),
+    where b is the common denominator of the datasets' shares. For three equal datasets that is
+    1/3333 of the dataset.
+
+    Args:
+      weights: of the datasets, M positive numbers; empty = uniform.
+      parts: images of each source of each dataset, one or two numbers for each of the M.
+
+    Returns:
+      One weight for each source, dataset by dataset.
+
+    Raises:
+      UserError: as `Plan`.
+    """
+    if all(len(sizes) == 1 for sizes in parts):
+        return list(weights)
+    shares = _shares(weights, len(parts))
+    common = math.lcm(*(share.denominator for share in shares))
+    finest = LONGEST_CYCLE // common
+    if finest < 2:
+        raise UserError(
+            f"batching.weights = {tuple(weights)}: shares of {common} parts leave no room to weigh "
+            "lying and upright images; use rounder weights, such as 4, 2, 1, 3"
+        )
+    result = []
+    for share, sizes in zip(shares, parts, strict=True):
+        units = int(share * common * finest)
+        if len(sizes) == 1:
+            result.append(units)
+        else:
+            first = min(max(1, round(units * sizes[0] / sum(sizes))), units - 1)
+            result += [first, units - first]
+    return result
+
+
 def _shares(weights: Sequence[float], sources: int) -> list[Fraction]:
     """Weights as exact fractions that sum to 1."""
     weights = list(weights) or [1] * sources

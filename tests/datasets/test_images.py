@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from lmseg_jax.datasets import images
-from lmseg_jax.datasets.images import read_image, read_indices
+from lmseg_jax.datasets.images import read_colors, read_image, read_indices, read_size
 from lmseg_jax.errors import UserError
 
 
@@ -103,3 +103,105 @@ def test_small_grey_depths_are_not_stretched(tmp_path, bits, top):
     path = tmp_path / "grey.png"
     path.write_bytes(png([(b"IHDR", header), (b"IDAT", zlib.compress(row)), (b"IEND", b"")]))
     assert read_indices(path).tolist() == [[top, 0]]
+
+
+def smooth(height, width, seed=0):
+    """A picture with gradients and noise, as photographs have."""
+    rows, columns = np.mgrid[:height, :width]
+    noise = np.random.default_rng(seed).integers(0, 40, (height, width, 3))
+    waves = np.stack([rows * 3, columns * 2, rows + columns], axis=-1) % 200
+    return (waves + noise).astype(np.uint8)
+
+
+@pytest.fixture
+def no_pillow(monkeypatch):
+    """Files that are not ordinary cannot be read."""
+
+    def refuse(path, content, formats):
+        raise AssertionError(f"{path}: left to Pillow")
+
+    monkeypatch.setattr(images, "_decode", refuse)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"subsampling": 0, "quality": 95},
+        {"subsampling": 1},
+        {"subsampling": 2, "quality": 40},
+        {"progressive": True},
+        {"optimize": True, "restart_marker_rows": 1},
+    ],
+)
+def test_ordinary_jpegs_are_decoded_as_pillow_does(tmp_path, no_pillow, options):
+    path = tmp_path / "image.jpg"
+    for height, width in ((64, 80), (37, 53)):
+        write(path, smooth(height, width), **options)
+        np.testing.assert_array_equal(read_image(path), np.asarray(Image.open(path)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_ordinary_pngs_are_decoded_as_pillow_does(tmp_path, no_pillow, mode):
+    path = tmp_path / "image.png"
+    pixels = smooth(21, 34)
+    if mode == "RGBA":
+        pixels = np.dstack([pixels, np.arange(21 * 34).reshape(21, 34).astype(np.uint8)])
+    elif mode == "L":
+        pixels = pixels[..., 0]
+    write(path, pixels)
+    if mode == "L":
+        np.testing.assert_array_equal(read_indices(path), pixels)
+    else:
+        np.testing.assert_array_equal(read_image(path), pixels[..., :3])
+        np.testing.assert_array_equal(read_colors(path), pixels[..., :3])
+
+
+def test_what_is_not_ordinary_is_left_to_pillow(tmp_path, monkeypatch):
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    pixels = smooth(16, 24)
+    kinds = {
+        "turned.jpg": {"exif": turned},
+        "turned.png": {"exif": turned},
+        "grey.jpg": {"mode": "L"},
+        "cmyk.jpg": {"mode": "CMYK"},
+        "palette.png": {"mode": "P"},
+        "cut.jpg": {},
+        "cut.png": {},
+    }
+    seen = []
+    decode = images._decode
+
+    def note(path, content, formats):
+        seen.append(path.name)
+        return decode(path, content, formats)
+
+    monkeypatch.setattr(images, "_decode", note)
+    for name, options in kinds.items():
+        path = tmp_path / name
+        write(path, pixels, **options)
+        if name.startswith("cut"):
+            path.write_bytes(path.read_bytes()[:-40])
+            with pytest.raises(UserError, match=name):
+                read_image(path)
+        else:
+            assert read_image(path).shape == (16, 24, 3)
+    np.testing.assert_array_equal(read_image(tmp_path / "turned.png"), pixels[::-1, ::-1])
+    assert seen == [*kinds, "turned.png"]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_of_a_picture_is_that_of_its_array(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"image.{suffix}"
+    write(path, smooth(16, 24), exif=exif)
+    assert read_size(path) == read_image(path).shape[:2]
+
+
+def test_the_size_of_what_is_no_picture_is_an_error(tmp_path):
+    path = tmp_path / "image.jpg"
+    path.write_text("words")
+    with pytest.raises(UserError, match=r"image\.jpg: not a JPEG or PNG file"):
+        read_size(path)
