@@ -39,6 +39,11 @@ class Vocabulary:
     valid: np.ndarray
 
 
+def longest_name(prompt: int = PROMPT) -> int:
+    """Tokens of a name that fit between a prompt of this length and EOT."""
+    return LENGTH - 1 - prompt - 1
+
+
 def tokenize(names: Sequence[str], *, prompt: int = PROMPT) -> np.ndarray:
     """Tokens of each name and EOT, to stand behind a prompt.
 
@@ -52,7 +57,7 @@ def tokenize(names: Sequence[str], *, prompt: int = PROMPT) -> np.ndarray:
     Raises:
       UserError: for an empty name, or one of more tokens than fit behind the prompt.
     """
-    longest = LENGTH - 1 - prompt - 1  # SOT before, EOT behind
+    longest = longest_name(prompt)
     rows = []
     for name in names:
         row = _ids(name)
@@ -85,7 +90,15 @@ def vocabulary(taxonomies: Sequence[Sequence[str]], *, prompt: int = PROMPT) -> 
 
     Names that read the same (case, spaces and underscores aside) are one name. `prompt` vectors
     will stand before each.
+
+    Raises:
+      UserError: a class is called "background", or as `tokenize`.
     """
+    if BACKGROUND in (plain(name) for names in taxonomies for name in names):
+        raise UserError(
+            f'a class is called "{BACKGROUND}", which stands for no object; call it by what is '
+            'there ("other", "ground"), or list its id in void'
+        )
     rows = [[plain(name) for name in names] + [BACKGROUND] for names in taxonomies]
     names = tuple(dict.fromkeys(name for row in rows for name in row))
     position = {name: i for i, name in enumerate(names)}

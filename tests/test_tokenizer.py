@@ -61,3 +61,8 @@ def test_an_empty_name_is_an_error():
 def test_a_text_that_does_not_fit_is_an_error():
     with pytest.raises(UserError, match="has 8 tokens; at most 7 fit"):
         tokenize_full(["a photo of a cat."], length=7)
+
+
+def test_no_class_may_be_called_like_no_object():
+    with pytest.raises(UserError, match="list its id in void"):
+        vocabulary([["car", "back ground"], ["car", "Background"]])

@@ -15,7 +15,8 @@ from lmseg_jax.datasets.card import DatasetCard
 from lmseg_jax.datasets.files import MissingRoot
 from lmseg_jax.datasets.formats import Source, UnmappedLabel, open_source
 from lmseg_jax.errors import UserError
-from lmseg_jax.tokenizer import LONGEST_NAME, tokenize
+from lmseg_jax.taxonomy import plain
+from lmseg_jax.tokenizer import BACKGROUND, longest_name, vocabulary
 
 SHOWN = 10  # problems of one kind that a report spells out
 MAX_TARGETS = 100  # data.max_targets of configs/base.py
@@ -227,10 +228,11 @@ def _unreadable(card: DatasetCard) -> list[str]:
     doubtful = [
         name
         for name in card.taxonomy.names
-        if len(name.encode()) > LONGEST_NAME or not name.strip(" _")
+        if len(name.encode()) > longest_name() or plain(name) in ("", BACKGROUND)
     ]
     try:
-        tokenize(doubtful)
+        if doubtful:
+            vocabulary([doubtful])
     except UserError as error:
         return [f"{card.path}: {error}"]
     return []

@@ -185,9 +185,16 @@ def test_the_same_pixels_in_two_splits_or_twice_in_one_are_warnings(root, card):
     )
 
 
-def test_a_name_that_the_text_encoder_cannot_read_is_a_problem(root, card):
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        (" ".join(["word"] * 68), "has 68 tokens; at most 67 fit"),
+        ("Background", "stands for no object"),
+    ],
+)
+def test_a_name_that_the_model_cannot_use_is_a_problem(root, card, name, problem):
     first, *rest = card.taxonomy.categories
-    first = dataclasses.replace(first, name=" ".join(["word"] * 68))
+    first = dataclasses.replace(first, name=name)
     taxonomy = dataclasses.replace(card.taxonomy, categories=(first, *rest))
     report = check(dataclasses.replace(card, taxonomy=taxonomy), "train", root=root)
-    assert "has 68 tokens; at most 67 fit" in report.problems[0]
+    assert problem in report.problems[0]
