@@ -33,14 +33,14 @@ def get_config():
     config.pretrained.image = "worlds-clip"
     config.pretrained.text = "worlds-clip"
     config.loss.resolution = "quarter"
-    config.optimizer.steps = 1700
+    config.optimizer.steps = 1600
     config.optimizer.rate = 1e-3
     config.optimizer.decay = 0.01
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup = 100
     config.optimizer.clip = 1.0
     config.optimizer.average = 0.99
-    config.evaluation.every = 850
+    config.evaluation.every = 800
     config.evaluation.batch = 4
     config.evaluation.cross = True
     config.evaluation.baselines = True
