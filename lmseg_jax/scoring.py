@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lmseg_jax import metrics, postprocess, sharding
-from lmseg_jax.datasets.card import DatasetCard, TestRule
+from lmseg_jax.datasets.card import DatasetCard
+from lmseg_jax.datasets.recipe import TestRule
 from lmseg_jax.datasets.sample import PADDING, Sample, semantic_map
 from lmseg_jax.models.lmseg import MULTIPLE
 from lmseg_jax.pipeline import transforms

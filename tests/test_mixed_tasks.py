@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from lmseg_jax import scoring
-from lmseg_jax.datasets.card import Recipe, load_card
+from lmseg_jax.datasets.card import load_card
 from lmseg_jax.datasets.formats import open_source
+from lmseg_jax.datasets.recipe import Recipe
 from lmseg_jax.pipeline.batches import Feed, Loader
 from lmseg_jax.pipeline.buckets import Plan
 

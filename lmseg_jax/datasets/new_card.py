@@ -13,11 +13,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from lmseg_jax.datasets.card import STRIDE, DatasetCard, load_card
+from lmseg_jax.datasets.card import DatasetCard, load_card
 from lmseg_jax.datasets.class_names import NOTHING, color_names, id_names
 from lmseg_jax.datasets.formats import open_source
 from lmseg_jax.datasets.images import read_colors, read_indices
 from lmseg_jax.datasets.layout import Layout, find_layout
+from lmseg_jax.datasets.recipe import STRIDE
 from lmseg_jax.errors import UserError
 
 MOST = 512  # ids or colours that classes may have; more are instances, or blended colours

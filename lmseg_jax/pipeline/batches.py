@@ -18,7 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from lmseg_jax.datasets.card import Recipe
+from lmseg_jax.datasets.recipe import Recipe
 from lmseg_jax.datasets.sample import Sample
 from lmseg_jax.errors import UserError
 from lmseg_jax.pipeline import skipping

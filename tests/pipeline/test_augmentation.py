@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lmseg_jax.datasets.card import Recipe
+from lmseg_jax.datasets.recipe import Recipe
 from lmseg_jax.datasets.sample import Sample
 from lmseg_jax.errors import UserError
 from lmseg_jax.pipeline.augmentation import FIXED_RECIPE, augment, choose_recipe

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lmseg_jax.datasets.card import Recipe
+from lmseg_jax.datasets.recipe import Recipe
 from lmseg_jax.datasets.sample import Sample
 from lmseg_jax.errors import UserError
 from lmseg_jax.pipeline.batches import Feed, Loader, feed_seed
