@@ -159,7 +159,11 @@ def test_labels_that_hold_no_classes_are_an_error(here, kind):
         Image.fromarray(noise[:2, :4]).save(here / "d/l/1.png")
     elif kind == "broken":
         (here / "d/l/1.png").write_bytes((here / "d/l/1.png").read_bytes()[:40])
-    message = {"mixed": "labels of one kind", "broken": "1.png: not a PNG", "many": "more than 512"}
+    message = {
+        "mixed": "labels of one kind",
+        "broken": "1.png: cannot be decoded",
+        "many": "more than 512",
+    }
     with pytest.raises(UserError, match=message[kind]):
         first()
 

@@ -74,19 +74,19 @@ OURS = {  # datasets that the paper does not have
     ),
     "world_patterns": (
         Recipe((96, 112, 128), 128, (96, 96), False, "both", ORDER),
-        SizeRule(96, 96),
+        SizeRule(128, 128),
     ),
     "world_colors": (
         Recipe((96, 108), 144, (96, 128), False, "both", ORDER),
-        SizeRule(96, 128),
+        SizeRule(128, 171),
     ),
     "world_coarse": (
         Recipe((96, 112), 150, (128, 96), True, "both", ORDER),
-        SizeRule(96, 128),
+        SizeRule(128, 171),
     ),
     "world_shapes": (
         Recipe((96, 112, 128), 128, (96, 96), False, "both", ORDER),
-        SizeRule(96, 96),
+        SizeRule(128, 128),
     ),
 }
 
