@@ -65,7 +65,7 @@ def source(tree):
     return open_source(load_card(tree / "roads.toml"), "train", root=tree)
 
 
-def refused(action, *words):
+def check_refused(action, *words):
     """Asserts that an action is refused in one line that has these words."""
     with pytest.raises(UserError) as caught:
         action()

@@ -14,7 +14,7 @@ from PIL import Image
 from lmseg_jax.datasets.card import load_card
 from lmseg_jax.datasets.sample import semantic_map
 from lmseg_jax.pipeline.augmentation import augment
-from tests.roads import CLASSES, IDS, PICTURE, edit, plant, refused, source
+from tests.roads import CLASSES, IDS, PICTURE, check_refused, edit, plant, source
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -165,7 +165,7 @@ def test_a_broken_file_is_named_with_what_is_wrong(tree, kind, folder):
     content, words = BAD[kind]
     path = tree / "roads" / folder / "a.png"
     path.write_bytes(content)
-    refused(lambda: source(tree)[0], f"{path}: ", *words)
+    check_refused(lambda: source(tree)[0], f"{path}: ", *words)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_broken_file_is_named_with_what_is_wrong(tree, kind, folder):
 def test_another_format_named_png_says_what_it_is(tree, kind, words):
     path = tree / "roads/train/a.png"
     path.write_bytes(saved(PICTURE, tree, kind))
-    refused(lambda: source(tree)[0], f"{path}: ", words)
+    check_refused(lambda: source(tree)[0], f"{path}: ", words)
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.6, 0.98])
@@ -184,13 +184,15 @@ def test_a_jpeg_that_was_cut_off_is_refused(tree, keep):
     path = tree / "roads/train/a.png"
     content = saved(noise, tree, "JPEG")
     path.write_bytes(content[: int(len(content) * keep)])
-    refused(lambda: source(tree)[0], f"{path}: cannot be decoded", "truncated", "restore")
+    check_refused(lambda: source(tree)[0], f"{path}: cannot be decoded", "truncated", "restore")
 
 
 def test_a_label_that_is_jpeg_is_refused_because_its_values_are_not_the_ids(tree):
     path = tree / "roads/train_labels/a.png"
     path.write_bytes(saved(IDS, tree, "JPEG"))
-    refused(lambda: source(tree)[0], f"{path}: not a PNG file but JPEG, which changes label values")
+    check_refused(
+        lambda: source(tree)[0], f"{path}: not a PNG file but JPEG, which changes label values"
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_a_label_that_is_jpeg_is_refused_because_its_values_are_not_the_ids(tree
 def test_a_label_with_more_than_one_number_a_pixel_is_refused(tree, mode, words):
     path = tree / "roads/train_labels/a.png"
     path.write_bytes(saved(IDS, tree, mode=mode))
-    refused(lambda: source(tree)[0], f"{path}: ", words)
+    check_refused(lambda: source(tree)[0], f"{path}: ", words)
 
 
 @pytest.mark.parametrize("bit", range(0, 8 * len(PIXELS), 5))
@@ -208,17 +210,19 @@ def test_no_flipped_bit_in_a_label_is_overlooked(tree, bit):
     content = bytearray(png(chunk(b"IDAT", PIXELS)))
     content[content.index(PIXELS) + bit // 8] ^= 1 << bit % 8
     (tree / "roads/train_labels/a.png").write_bytes(content)
-    refused(lambda: source(tree)[0], "train_labels/a.png: cannot be decoded")
+    check_refused(lambda: source(tree)[0], "train_labels/a.png: cannot be decoded")
 
 
 def test_sizes_that_differ_name_both_files(tree):
     Image.fromarray(IDS.T.copy()).save(tree / "roads/train_labels/a.png")
-    refused(lambda: source(tree)[0], "train/a.png is 3x2", "train_labels/a.png is 2x3", "same size")
+    check_refused(
+        lambda: source(tree)[0], "train/a.png is 3x2", "train_labels/a.png is 2x3", "same size"
+    )
 
 
 def test_an_id_that_the_card_does_not_know_is_named(tree):
     Image.fromarray(IDS + 1).save(tree / "roads/train_labels/a.png")
-    refused(
+    check_refused(
         lambda: source(tree)[0],
         f"{tree}/roads/train_labels/a.png: unmapped label id 0, 4, 8",
         "roads.toml",

@@ -9,7 +9,7 @@ from lmseg_jax.datasets.check import check
 from lmseg_jax.datasets.formats import open_source
 from lmseg_jax.errors import UserError
 from lmseg_jax.tokenizer import vocabulary
-from tests.roads import CARD, edit, plant, refused, source
+from tests.roads import CARD, check_refused, edit, plant, source
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def tree(tmp_path):
 )
 def test_no_path_of_a_card_leaves_the_root(tree, old, new, words):
     edit(tree, old, new)
-    refused(lambda: load_card(tree / "roads.toml"), f"{tree}/roads.toml: ", *words)
+    check_refused(lambda: load_card(tree / "roads.toml"), f"{tree}/roads.toml: ", *words)
 
 
 @pytest.mark.parametrize("line", ["../train/a", "/etc/passwd", "b", "a" * 10_000, "a\0"])
@@ -42,7 +42,7 @@ def test_a_list_names_nothing_but_images_of_the_dataset(tree, line):
     (tree / "outside.png").write_bytes((tree / "roads/train/a.png").read_bytes())
     path = tree / "roads/train.txt"
     path.write_text(f"a\n{line}\n", encoding="utf-8")
-    refused(lambda: source(tree), f"{path}: line 2: ", "is no image of roads")
+    check_refused(lambda: source(tree), f"{path}: line 2: ", "is no image of roads")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_list_that_is_none_is_refused(tree, content, words):
     edit(tree, 'folder = "roads"', 'folder = "roads"\nlist = "{split}.txt"')
     path = tree / "roads/train.txt"
     path.mkdir() if content is None else path.write_bytes(content)
-    refused(lambda: source(tree), f"{path}: ", words)
+    check_refused(lambda: source(tree), f"{path}: ", words)
 
 
 def test_a_list_may_start_with_a_byte_order_mark_and_end_lines_like_windows(tree):
@@ -87,16 +87,16 @@ def test_a_link_to_itself_or_to_nothing_is_named(tree, folder):
     path = tree / "roads" / folder / "a.png"
     path.unlink()
     path.symlink_to("a.png")
-    refused(lambda: source(tree)[0], f"{path}: cannot be read: Too many levels", "restore")
+    check_refused(lambda: source(tree)[0], f"{path}: cannot be read: Too many levels", "restore")
     path.unlink()
     path.symlink_to("nowhere.png")
-    refused(lambda: source(tree)[0], f"{path}: no such file")
+    check_refused(lambda: source(tree)[0], f"{path}: no such file")
 
 
 def test_a_root_that_is_a_circle_of_links_is_no_folder(tree):
     (tree / "loop").symlink_to("loop")
     card = load_card(tree / "roads.toml")
-    refused(lambda: open_source(card, "train", root=tree / "loop"), "--root", "no folder")
+    check_refused(lambda: open_source(card, "train", root=tree / "loop"), "--root", "no folder")
     with pytest.raises(UserError, match="which is no folder"):
         open_source(card, "train", root="x" * 5000)  # longer than a path may be
 
@@ -106,7 +106,7 @@ def test_a_folder_named_like_an_image_is_no_image(tree):
     assert len(source(tree)) == 1
     (tree / "roads/train_labels/a.png").unlink()
     (tree / "roads/train_labels/a.png").mkdir()
-    refused(lambda: source(tree), "train/a.png has no label", "train_labels/a.png")
+    check_refused(lambda: source(tree), "train/a.png has no label", "train_labels/a.png")
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
@@ -114,16 +114,18 @@ def test_a_pipe_or_device_named_like_an_image_is_not_opened(tree, make):
     path = tree / "roads/train/a.png"
     path.unlink()
     make(path)
-    refused(lambda: source(tree)[0], f"{path}: a folder or device", "remove it")
+    check_refused(lambda: source(tree)[0], f"{path}: a folder or device", "remove it")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_a_file_that_may_not_be_read_is_named(tree):
     path = tree / "roads/train/a.png"
     path.chmod(0)
-    refused(lambda: source(tree)[0], f"{path}: cannot be read: Permission denied")
+    check_refused(lambda: source(tree)[0], f"{path}: cannot be read: Permission denied")
     path.parent.chmod(0)
-    refused(lambda: source(tree), f"{path.parent}: cannot read this folder: Permission denied")
+    check_refused(
+        lambda: source(tree), f"{path.parent}: cannot read this folder: Permission denied"
+    )
     path.parent.chmod(0o700)
 
 
@@ -134,7 +136,7 @@ def test_a_file_name_that_cannot_be_printed_is_refused(tree, name):
         os.link(tree / "roads/train/a.png", path)
     except OSError:
         pytest.skip("this file system has no such names")
-    refused(lambda: source(tree), f"{tree}/roads/train: the file name ", "rename it")
+    check_refused(lambda: source(tree), f"{tree}/roads/train: the file name ", "rename it")
 
 
 def test_every_other_letter_may_be_in_a_file_name(tree):
@@ -166,7 +168,7 @@ def test_every_other_letter_may_be_in_a_file_name(tree):
 def test_a_card_that_is_none_is_refused(tree, content, words):
     path = tree / "roads.toml"
     path.write_bytes(content)
-    refused(lambda: load_card(path), f"{path}: ", *words)
+    check_refused(lambda: load_card(path), f"{path}: ", *words)
 
 
 def test_a_card_may_start_with_a_byte_order_mark(tree):
@@ -180,9 +182,11 @@ def test_a_folder_a_pipe_and_nothing_are_no_card(tree):
     os.mkfifo(tree / "pipe.toml")
     (tree / "loop.toml").symlink_to("loop.toml")
     for name in ("folder", "pipe"):
-        refused(lambda name=name: load_card(tree / f"{name}.toml"), f"{name}.toml: no file")
-    refused(lambda: load_card(tree / "loop.toml"), "loop.toml: cannot read", "Too many levels")
-    refused(lambda: load_card(tree / "none.toml"), "none.toml: cannot read", "No such file")
+        check_refused(lambda name=name: load_card(tree / f"{name}.toml"), f"{name}.toml: no file")
+    check_refused(
+        lambda: load_card(tree / "loop.toml"), "loop.toml: cannot read", "Too many levels"
+    )
+    check_refused(lambda: load_card(tree / "none.toml"), "none.toml: cannot read", "No such file")
 
 
 @pytest.mark.parametrize(
@@ -201,13 +205,13 @@ def test_a_folder_a_pipe_and_nothing_are_no_card(tree):
 )
 def test_names_and_ids_of_classes_are_short_and_distinct(tree, old, new, words):
     edit(tree, old, new)
-    refused(lambda: load_card(tree / "roads.toml"), f"{tree}/roads.toml: ", *words)
+    check_refused(lambda: load_card(tree / "roads.toml"), f"{tree}/roads.toml: ", *words)
 
 
 def test_names_that_differ_in_how_a_letter_is_composed_are_the_same(tree):
     edit(tree, '"road"', '"caf\u00e9"')
     edit(tree, '"person"', '"cafe\u0301"')
-    refused(lambda: load_card(tree / "roads.toml"), "classes[1].name", "as in classes[0]")
+    check_refused(lambda: load_card(tree / "roads.toml"), "classes[1].name", "as in classes[0]")
 
 
 def test_names_in_any_script_reach_the_text_encoder(tree):
