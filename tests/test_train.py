@@ -25,7 +25,7 @@ LAST = 8  # updates of the config
 pytestmark = pytest.mark.slow
 
 
-def start(workdir, *arguments):
+def start(workdir, *arguments, **options):
     command = [sys.executable, "-m", "lmseg_jax.main", "--config", str(CONFIG)]
     command += ["--workdir", str(workdir), "--config.mesh.cpu_devices=2", *arguments]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -37,6 +37,7 @@ def start(workdir, *arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 
@@ -104,6 +105,16 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(folder, undistu
         assert digest(finish(start(workdir))) == digest(undisturbed)
 
 
+def test_ctrl_c_at_a_terminal_reaches_loader_processes_too_and_the_run_saves(folder):
+    workdir = folder / "terminal"
+    process = start(workdir, "--config.data.workers=2", start_new_session=True)
+    wait_for(workdir, 1)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    printed = finish(process, status=130)
+    assert "the same command goes on from there" in printed
+    assert "Traceback" not in printed
+
+
 def test_a_run_writes_scores_metrics_events_and_what_it_was_made_of(folder, undisturbed):
     workdir = folder / "undisturbed"
     scores = json.loads((workdir / "scores.json").read_text())
@@ -115,8 +126,12 @@ def test_a_run_writes_scores_metrics_events_and_what_it_was_made_of(folder, undi
     assert 'name = "world_shapes"' in made_of["cards"]["world_shapes"]
     assert list((workdir / "tensorboard").iterdir())
     assert (workdir / "curves.png").stat().st_size > 0
-    evaluated = [r["step"] for r in logs.read(workdir) if "score/world_shapes/miou" in r]
-    assert evaluated == [4, LAST]
+    key = "score/world_shapes/miou"
+    evaluated = {row["step"]: row[key] for row in logs.read(workdir) if key in row}
+    assert list(evaluated) == [4, LAST]
+    means = scores["world_shapes"]["mean_of_last"]
+    assert means["evaluations"] == 2
+    assert means["miou"] == pytest.approx(sum(evaluated.values()) / 2)
 
 
 def test_evaluation_of_the_checkpoint_gives_the_same_scores(folder, undisturbed):

@@ -25,6 +25,7 @@ def get_config():
     config.optimizer.backbone_rate = 1.0
     config.optimizer.average = 0.9
     config.evaluation.every = 4
+    config.evaluation.average = 2
     config.evaluation.pictures = 0
     config.checkpoint.every = 3
     config.log.every = 1
