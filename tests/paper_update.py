@@ -1,6 +1,6 @@
 """One update of the paper's model with all four crops: `python -m tests.paper_update`.
 
-Random images and weights, one image of each dataset (batch 4, multiple 1); about 15 GiB and some
+Random images and weights, one image of each dataset (batch 4, multiple 1); about 17 GiB and ten
 minutes on two cores. Prints seconds, peak memory and the loss, and checks that they are finite.
 """
 
