@@ -1,6 +1,7 @@
 """The `lmseg` script: the name of a subcommand leads to its module."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -22,10 +23,12 @@ def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int
     """Runs a command; an error that the user can mend becomes one line and exit status 2.
 
     Ctrl-C becomes one line and status 130. With `--debug` among the arguments both are raised with
-    their traceback.
+    their traceback. Output into a pipe that was closed ends the command with status 141.
     """
     try:
-        return command(argv)
+        status = command(argv)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         if DEBUG in argv:
             raise
@@ -36,6 +39,10 @@ def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int
             raise
         print("stopped; the same command starts again from what was saved", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # the reader of a pipe, such as `head`, has enough; nothing may be written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def usage() -> str:

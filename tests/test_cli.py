@@ -1,3 +1,5 @@
+import os
+import subprocess
 import sys
 import types
 
@@ -62,3 +64,12 @@ def test_debug_raises_the_error(command):
 def test_ctrl_c_is_one_line_and_status_130(command, capsys):
     assert cli.main(["data", "interrupt"]) == 130
     assert capsys.readouterr().err.startswith("stopped")
+
+
+def test_a_closed_pipe_ends_a_command_without_a_traceback():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "lmseg_jax.cli", "--help"]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, "")
