@@ -163,6 +163,20 @@ def initial_state(config: ConfigDict, mesh: Mesh) -> tuple[state.TrainState, sta
     return jax.jit(begin, out_shardings=shardings)(*placed), shardings
 
 
+def abstract_state(config: ConfigDict, mesh: Mesh) -> tuple[state.TrainState, state.TrainState]:
+    """The state before the first update as `jax.ShapeDtypeStruct`s, and its shardings."""
+    optimizer = make_optimizer(config.optimizer)
+    params, frozen = jax.eval_shape(lambda: state.weights(config.model, config.seed))
+    average = config.optimizer.average > 0
+    begun = jax.eval_shape(
+        lambda params, frozen: state.start(params, frozen, optimizer, average=average),
+        params,
+        frozen,
+    )
+    shardings = sharding.state_shardings(begun, mesh)
+    return abstract(begun, shardings), shardings
+
+
 def pretrained(config: ConfigDict, params: dict, frozen: dict) -> dict[str, tuple[dict, dict]]:
     """The parts of the model that start from weights: {part: (params, frozen)}.
 

@@ -14,6 +14,7 @@ COMMANDS = {
         "lmseg_jax.data_command",
         "write a card, check a dataset, look at samples, list cards",
     ),
+    "plan": ("lmseg_jax.plan", "what a run would take on devices that need not be here"),
 }
 
 DEBUG = "--debug"

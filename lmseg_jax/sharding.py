@@ -1,6 +1,7 @@
 """Where arrays live: the device mesh, shardings of batches and states, host-to-global arrays."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -13,18 +14,21 @@ BATCH = PartitionSpec(AXES)  # the leading axis of every batch array, over all d
 SMALLEST = 2**16  # elements; splitting less costs more in messages than it saves in memory
 
 
-def make_mesh(data: int, fsdp: int, *, multiple: int) -> Mesh:
+def make_mesh(
+    data: int, fsdp: int, *, multiple: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """The mesh ("data", "fsdp") over the first data * fsdp devices of the run.
 
     Args:
       data: devices of the data axis; -1 = all that fsdp leaves.
       fsdp: devices over which parameters are split.
       multiple: every bucket holds a multiple of this many images, so the devices must divide it.
+      devices: None = those of the run.
 
     Raises:
       UserError: the devices are not there, leave a process idle, or do not divide `multiple`.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     there = f"{len(devices)} {devices[0].platform} devices"
     if fsdp < 1 or (data < 1 and data != -1):
         raise UserError(

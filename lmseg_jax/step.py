@@ -70,8 +70,12 @@ def make_step(
     everywhere = sharding.replicated(mesh)
     valid = jnp.asarray(vocabulary["valid"])
 
+    def gathered(params, frozen):
+        """The model with whole parameters: without this, activations may travel instead."""
+        return merge(graphdef, *jax.lax.with_sharding_constraint((params, frozen), everywhere))
+
     def text_of(params, frozen):
-        model = merge(graphdef, params, frozen)
+        model = gathered(params, frozen)
         return model.encode_text(vocabulary["tokens"], vocabulary["index"], vocabulary["valid"])
 
     def denominators(classes):
@@ -89,7 +93,7 @@ def make_step(
 
     def add_gradients(params, frozen, text, bucket, denominators, sums, key):
         def loss_fn(params, embeddings):
-            model = merge(graphdef, params, frozen)
+            model = gathered(params, frozen)
             predictions = model(
                 bucket["image"],
                 {"embeddings": embeddings, "valid": text["valid"]},

@@ -13,11 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Highest first; a module imports from its own layer and from lower ones.
 LAYERS = {
-    "commands": "main cli bench bench_loader pillow_recipe data_command",
+    "commands": "main cli bench bench_loader pillow_recipe data_command plan",
     "runs": "train evaluate pretrain",
     "parts": (
-        "assembly baselines checkpoint contact_sheet logs losses metrics optimizer postprocess"
-        " report scoring sharding state step visualize pipeline models pretrained"
+        "assembly baselines checkpoint contact_sheet flops logs losses metrics optimizer"
+        " postprocess programs report scoring sharding state step visualize pipeline models"
+        " pretrained"
     ),
     "pieces": "matcher tokenizer configuration configuration_rules datasets",
     "ground": "taxonomy errors",

@@ -1,0 +1,239 @@
+"""`lmseg plan`: what a run would cost on devices that need not be here."""
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lmseg_jax import assembly, configuration, programs, report, sharding
+from lmseg_jax.datasets.card import DatasetCard
+from lmseg_jax.errors import UserError
+from lmseg_jax.pipeline.augmentation import choose_recipe
+from lmseg_jax.pipeline.buckets import Plan, split_weights
+
+MOST = 1024  # simulated devices; each is a thread
+SHOWN = 6  # updates of the cycle, and collectives of a program, that are printed
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compiles the programs of an update for a mesh and prints what they take.
+
+    Raises:
+      UserError: a flag or the config is wrong, or the mesh does not fit the batch.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lmseg plan",
+        description=__doc__,
+        epilog="--config.KEY=VALUE overrides a key of the config; config.mesh is laid over them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="a .py file, or the name of a shipped one")
+    parser.add_argument("--devices", type=int, default=1, help="how many, simulated on the CPU")
+    parser.add_argument(
+        "--topology", default="", help="compile for these TPUs instead, such as v5e:2x4"
+    )
+    parser.add_argument("--peak", type=float, default=0, help="of a device, TFLOP/s")
+    parser.add_argument("--efficiency", type=float, default=0.4, help="share of the peak, 0..1")
+    parser.add_argument("--json", default="", metavar="FILE", help="write the numbers here, too")
+    options, rest = parser.parse_known_args(argv)
+    stray = [argument for argument in rest if not argument.startswith("--config.")]
+    if stray:
+        raise UserError(f"{stray[0]}: no such flag; keys are set by --config.key=value")
+    if not 1 <= options.devices <= MOST:
+        raise UserError(f"--devices is {options.devices}; expected 1 to {MOST}")
+    if not 0 < options.efficiency <= 1:
+        raise UserError(f"--efficiency is {options.efficiency}; expected more than 0, at most 1")
+    config = configuration.load(options.config, rest)
+    configuration.check(config)
+    if not config.data.train:
+        raise UserError(f"{options.config}: data.train names no dataset; there is nothing to plan")
+    jax.config.update("jax_platforms", "cpu")  # nothing runs, so no accelerator is taken
+    if options.topology:
+        mesh = topology_mesh(options.topology, config)
+        compiler = f"TPU compiler, {options.topology}"
+    else:
+        jax.config.update("jax_num_cpu_devices", options.devices)
+        mesh = sharding.make_mesh(
+            config.mesh.data, config.mesh.fsdp, multiple=config.batching.multiple
+        )
+        compiler = "CPU compiler"
+    found = measure(config, mesh) | {"compiler": compiler}
+    if options.peak:
+        found["predicted"] = predict(found, peak=options.peak, efficiency=options.efficiency)
+    print(table(found))
+    if options.json:
+        try:
+            report.write_json(Path(options.json), found)
+        except OSError as error:
+            problem = f"cannot write: {error.strerror or error}"
+            raise UserError(f"--json {options.json}: {problem}") from error
+    return 0
+
+
+def topology_mesh(name: str, config: ConfigDict) -> Mesh:
+    """The run's mesh over TPUs that are not here.
+
+    Raises:
+      UserError: libtpu is not installed or knows no such topology, or the mesh does not fit.
+    """
+    from jax.experimental import topologies
+
+    # this machine is none of a pod: nobody is asked for its place in one
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    try:
+        description = topologies.get_topology_desc(topology_name=name, platform="tpu")
+    except Exception as error:  # the plugin is missing, or refuses the name, in many ways
+        raise UserError(
+            f"--topology {name}: {str(error).splitlines()[0]}; it needs pip install "
+            "libtpu and a name such as v4:2x2x1, v5e:2x4 or v6e:4x4"
+        ) from error
+    return sharding.make_mesh(
+        config.mesh.data,
+        config.mesh.fsdp,
+        multiple=config.batching.multiple,
+        devices=description.devices,
+    )
+
+
+def batch_plan(config: ConfigDict, cards: Sequence[DatasetCard]) -> tuple[list[str], Plan]:
+    """Names of the feeds and the plan of batches, without any data.
+
+    How many images of a dataset with two orientations lie is known from its files only; here half
+    of them do.
+    """
+    names, shapes, parts = [], [], []
+    for card in cards[: len(config.data.train)]:
+        recipe = choose_recipe(card, config.data.augmentation)
+        crops = {recipe.crop: card.name}
+        if recipe.detr_crop is not None:
+            lying, upright = recipe.oriented(1, 2).crop, recipe.oriented(2, 1).crop
+            crops = {lying: f"{card.name}/landscape", upright: f"{card.name}/portrait"}
+        names += crops.values()
+        shapes += crops
+        parts.append([1] * len(crops))
+    weights = split_weights(list(config.batching.weights), parts)
+    batching = config.batching
+    return names, Plan(shapes, weights, batch=batching.batch, multiple=batching.multiple)
+
+
+def measure(config: ConfigDict, mesh: Mesh) -> dict:
+    """Compiles every program of an update and reads what the compiler says of it.
+
+    Returns:
+      `mesh`, `devices`, `batch`; `updates` (images by feed of the first updates of the cycle);
+      `programs` (a row each: flops a device, bytes, collectives); `flops` of the mean update, over
+      all devices.
+    """
+    cards = assembly.load_cards(config)
+    names, plan = batch_plan(config, cards)
+    micro = config.batching.micro
+    rows = []
+    for program in programs.of_update(config, cards, mesh, buckets=plan.programs(micro=micro)):
+        began = time.perf_counter()
+        compiled = program.compile()
+        print(f"{program.name}: {time.perf_counter() - began:.0f} s to compile", file=sys.stderr)
+        memory = compiled.memory_analysis()
+        messages = programs.collectives(compiled)
+        rows.append(
+            {
+                "name": program.name,
+                "flops": program.flops,
+                "flops_a_device": program.flops // (mesh.size if program.shared else 1),
+                "argument_bytes": memory.argument_size_in_bytes,
+                "temporary_bytes": memory.temp_size_in_bytes,
+                "message_bytes": sum(message.bytes for message in messages),
+                "collectives": [dataclasses.asdict(message) for message in messages],
+            }
+        )
+    flops = {row["name"]: row["flops"] for row in rows}
+    calls = [
+        f"gradient {piece.size}x{'x'.join(map(str, plan.shapes[piece.source]))}"
+        for update in range(plan.cycle)
+        for piece in plan.pieces(update, micro=micro)
+    ]
+    gradients = sum(flops[call] for call in calls) / plan.cycle
+    whole = sum(flops[name] for name in ("denominators", "text", "zeros", "update"))
+    return {
+        "mesh": dict(mesh.shape),
+        "devices": mesh.size,
+        "batch": plan.batch,
+        "cycle": plan.cycle,
+        "feeds": names,
+        "updates": [plan.counts(update).tolist() for update in range(min(plan.cycle, SHOWN))],
+        "programs": rows,
+        "flops": gradients + whole,
+        "flops_a_device": gradients / mesh.size + whole,
+    }
+
+
+def predict(found: dict, *, peak: float, efficiency: float) -> dict[str, float]:
+    """Seconds of an update and images a second, if nothing but arithmetic took time.
+
+    Args:
+      found: of `measure`.
+      peak: of a device, TFLOP/s.
+      efficiency: share of the peak that is reached, 0..1.
+    """
+    seconds = found["flops_a_device"] / (peak * 1e12 * efficiency)
+    images = found["batch"] / seconds
+    return {
+        "peak": peak,
+        "efficiency": efficiency,
+        "seconds": seconds,
+        "images_a_second": images,
+    }
+
+
+def table(found: dict) -> str:
+    """What was found, for a person."""
+    mesh = " x ".join(f"{count} {axis}" for axis, count in found["mesh"].items())
+    lines = [
+        f"{found['devices']} devices ({mesh}), batch {found['batch']}; shares repeat every "
+        f"{found['cycle']} updates",
+        "",
+        "images of the first updates:",
+    ]
+    width = max(map(len, found["feeds"]))
+    for feed, counts in zip(found["feeds"], np.array(found["updates"]).T.tolist(), strict=True):
+        lines.append(f"  {feed:{width}}" + "".join(f"{count:6}" for count in counts))
+    width = max(len(row["name"]) for row in found["programs"])
+    lines += [
+        "",
+        f"each program on one device (memory as the {found['compiler']} plans it):",
+        f"  {'':{width}}  GFLOP  arguments MB  temporaries MB  messages MB",
+    ]
+    for row in found["programs"]:
+        megabytes = [
+            row[key] / 2**20 for key in ("argument_bytes", "temporary_bytes", "message_bytes")
+        ]
+        cells = f"{row['flops_a_device'] / 1e9:7.1f}" + "".join(
+            f"{value:{size}.1f}" for value, size in zip(megabytes, (14, 16, 13), strict=True)
+        )
+        lines.append(f"  {row['name']:{width}}{cells}")
+    for row in found["programs"]:
+        if row["collectives"]:
+            lines += ["", f"messages of {row['name']}, most bytes first:"]
+        for message in row["collectives"][:SHOWN]:
+            size = f"{message['bytes'] / 2**20:9.3f} MB"
+            lines.append(f"{size}  {message['count']} x {message['kind']} {message['shape']}")
+        more = len(row["collectives"]) - SHOWN
+        if more > 0:
+            lines.append(f"           and {more} more")
+    lines += ["", f"an update: {found['flops'] / 1e12:.2f} TFLOP over all devices"]
+    if "predicted" in found:
+        predicted = found["predicted"]
+        lines.append(
+            f"at {predicted['efficiency']:.0%} of {predicted['peak']:g} TFLOP/s: "
+            f"{predicted['seconds']:.3f} s an update, {predicted['images_a_second']:.1f} images/s"
+        )
+    return "\n".join(lines)

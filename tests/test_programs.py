@@ -1,0 +1,83 @@
+"""What the compiled programs of an update exchange, and what they take."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lmseg_jax import assembly, programs, sharding, state
+from tests.tiny import tiny_config
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = tiny_config()
+    config.data.train = ("world_patterns", "world_colors")
+    config.batching.batch = config.batching.multiple = 8
+    config.matcher.where = "host"  # of the device's matcher, loops are exchanged
+    return config
+
+
+def compiled_gradient(config, *, data, fsdp):
+    mesh = sharding.make_mesh(data, fsdp, multiple=8)
+    cards = assembly.load_cards(config)
+    found = programs.of_update(config, cards, mesh, buckets=[(8, 64, 96)])
+    (gradient,) = [program for program in found if program.name == "gradient 8x64x96"]
+    return gradient.compile()
+
+
+def sides(shape):
+    """(2, 3) of "f32[2,3]"."""
+    return [int(side) for side in shape[:-1].split("[")[1].split(",") if side]
+
+
+def test_devices_exchange_gradients_parameters_and_scalars_only(config, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST", 2**10)
+    compiled = compiled_gradient(config, data=2, fsdp=4)
+    params, _ = jax.eval_shape(lambda: state.weights(config.model, 0))
+    allowed = {(), (2, 10, config.model.width)}  # the text: two datasets, at most ten names
+    for leaf in jax.tree.leaves(params):
+        allowed |= {leaf.shape, leaf.shape[2:]}  # a 3x3 kernel is reduced place by place
+    allowed = {tuple(sorted(shape)) for shape in allowed}  # a compiler may transpose
+    messages = programs.collectives(compiled)
+    found = {tuple(sorted(sides(message.shape))) for message in messages}
+    assert found <= allowed
+    assert {message.kind for message in messages} == {"all-reduce", "all-gather"}
+
+
+def test_messages_are_counted_with_their_bytes():
+    mesh = sharding.make_mesh(4, 2, multiple=8)
+    rows = NamedSharding(mesh, PartitionSpec(sharding.AXES))
+
+    def mean(x):
+        return jnp.sum(x, axis=0)
+
+    x = jax.ShapeDtypeStruct((16, 6, 5), jnp.float32, sharding=rows)
+    compiled = jax.jit(mean, out_shardings=sharding.replicated(mesh)).lower(x).compile()
+    (message,) = programs.collectives(compiled)
+    assert (message.kind, message.shape, message.count) == ("all-reduce", "f32[6,5]", 1)
+    assert message.bytes == 4 * 6 * 5
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [("f32[2,3]", 24), ("bf16[7]", 14), ("pred[]", 1), ("s32[]", 4)]
+)
+def test_the_size_of_an_array_follows_from_its_type(shape, expected):
+    assert programs.size(shape) == expected
+
+
+def test_parameters_and_moments_are_split_over_fsdp(config, monkeypatch):
+    monkeypatch.setattr(sharding, "SMALLEST", 2**10)
+    whole, split = (
+        assembly.abstract_state(config, sharding.make_mesh(1, fsdp, multiple=8))[0]
+        for fsdp in (1, 8)
+    )
+
+    def on_one_device(tree):
+        return sum(
+            np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=int) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves((tree.params, tree.optimizer))
+        )
+
+    assert on_one_device(split) < 0.3 * on_one_device(whole)
