@@ -9,7 +9,7 @@ demo: .venv/.installed
 	$(BIN)/python -m lmseg_jax.main --config configs/demo.py --workdir runs/demo
 
 test: .venv/.installed-test
-	$(CACHE) $(BIN)/python -m pytest -q
+	$(CACHE) $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

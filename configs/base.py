@@ -20,45 +20,60 @@ def get_config():
     config.data.evaluate_split = "val"
     config.data.evaluate_limit = 0  # first n images of each split in evaluation; 0 = all
     config.data.augmentation = "own"  # own: A_i of each card (DAA, Sec. 3.5) | fixed: one for all
+    config.data.names = "first"  # what the text encoder reads: first | whole: "name, synonym, ..."
     config.data.max_targets = 100  # segments a crop may have, at most `model.queries`
     config.data.workers = 0  # loader processes; 0 = threads only
     config.data.threads = 2  # loader threads of one process
     config.data.on_error = "stop"  # at a bad training file: stop | skip: take another image
 
     config.batching = ConfigDict()
+    config.batching.policy = "stratified"  # one_dataset (release) | padded; docs/fidelity.md
     config.batching.batch = 16  # images of one update, all datasets together (Sec. 4.1)
     config.batching.multiple = 8  # images of a bucket are a multiple; devices divide it
     config.batching.micro = 0  # images of one gradient call; 0 = a whole bucket
     config.batching.weights = ()  # share of each training card; empty = uniform (Sec. 3.5)
 
     config.model = ConfigDict()
-    config.model.backbone = "clip_resnet"
-    config.model.head = "text"
+    config.model.backbone = "clip_resnet"  # or resnet: ImageNet form, 7x7 stem and max-pool
+    config.model.pixels = "clip"  # mean and std of the images: clip | imagenet, as the weights'
+    config.model.head = "text"  # or the baselines linear | multi_head | manual_taxonomy
     config.model.queries = 100  # N, Sec. 4.1
     config.model.width = 256  # D, of decoder, adapter and mask embeddings
     config.model.temperature = 0.07  # tau, Eq. 1
+    config.model.manual = ConfigDict()
+    config.model.manual.restrict = True  # segment by the asked dataset's names | False: the union
+    config.model.temperature_learned = False  # True (release): tau starts there, within [0.01, 1]
+    config.model.similarity = "cosine"  # of query and name, Eq. 1 | raw: neither is normalised
+    config.model.query_mlp = False  # True (release): three layers before a query meets the names
+    config.model.adapter_norm = False  # True (release): LayerNorm before the adapter, Sec. 3.2
     config.model.resnet = ConfigDict()
     config.model.resnet.depths = (3, 4, 6, 3)  # blocks of res2..res5
     config.model.resnet.width = 64  # channels after the stem; res2 has 4x, res5 32x
     config.model.resnet.norm = "frozen"  # frozen: constants, needs weights | group: from scratch
+    config.model.resnet.affine = False  # train scale and bias of the frozen norms
     config.model.pixel_decoder = ConfigDict()
     config.model.pixel_decoder.name = "fpn"
     config.model.pixel_decoder.width = 256
     config.model.pixel_decoder.groups = 32  # of each GroupNorm
+    config.model.pixel_decoder.mask_width = 0  # channels of the mask features; 0 = width
     config.model.decoder = ConfigDict()
     config.model.decoder.layers = 6
     config.model.decoder.heads = 8
     config.model.decoder.feedforward = 2048
     config.model.decoder.dropout = 0.1
     config.model.decoder.order = "visual-text"  # CGD, Sec. 3.4 | text-visual | visual (none)
+    config.model.decoder.queries = "zeros"  # with a position | learned: no position (release)
     config.model.decoder.memory = "res5"  # or res3 | res4 | pixel8 | pixel16 (FPN levels)
     config.model.decoder.padding = "hidden"  # from image attention | seen (MaskFormer)
+    config.model.decoder.project = True  # 1x1 projection of the memory | False: it has D channels
+    config.model.decoder.norm_between = False  # True: a layer gets the normed output of the last
     config.model.text = ConfigDict()
     config.model.text.width = 512  # CLIP RN50's text tower
     config.model.text.layers = 12
     config.model.text.heads = 8
     config.model.text.embedding = 1024  # width of the joint image-text space
     config.model.text.prompt = 8  # learnable context vectors, Sec. 3.2
+    config.model.text.template = "{name}"  # behind the vectors; release: "a photo of {name}"
     config.model.text.prompt_std = 0.02  # of their initial normal distribution (CoOp)
 
     config.pretrained = ConfigDict()
@@ -101,6 +116,8 @@ def get_config():
     config.evaluation.average = 1  # `mean_of_last` is the mean of this many evaluations
     config.evaluation.cross = False  # fill the worlds x taxonomies table at the end
     config.evaluation.baselines = False  # trivial baselines beside the model
+    config.evaluation.flip = False  # average the label scores with those of the mirrored image
+    config.evaluation.scales = ()  # and over these factors of the test size; () = only 1
     config.evaluation.pictures = 4  # images a dataset in panels.png; 0 = none
 
     config.checkpoint = ConfigDict()

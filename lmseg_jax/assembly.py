@@ -19,9 +19,10 @@ from lmseg_jax.errors import UserError
 from lmseg_jax.optimizer import make_optimizer
 from lmseg_jax.pipeline.augmentation import choose_recipe
 from lmseg_jax.pipeline.batches import Feed
-from lmseg_jax.pipeline.buckets import Plan, split_weights
+from lmseg_jax.pipeline.buckets import Plan, split_shares, split_weights
 from lmseg_jax.pipeline.orientation import by_orientation
-from lmseg_jax.pretrained import clip
+from lmseg_jax.pipeline.policies import DRAWN, AnyPlan
+from lmseg_jax.pretrained import weights as pretrained_weights
 from lmseg_jax.scoring import EvaluationSet, Network, cross_table
 
 CHECKPOINTS = "checkpoints"  # folder of a workdir
@@ -40,9 +41,20 @@ def load_cards(config: ConfigDict) -> list[DatasetCard]:
 
 def vocabulary_of(config: ConfigDict, cards: list[DatasetCard]) -> dict[str, np.ndarray]:
     """tokens i32 [N, S], index i32 [M, K], valid bool [M, K] of the cards' names."""
-    words = tokenizer.vocabulary(
-        [card.taxonomy.names for card in cards], prompt=config.model.text.prompt
-    )
+    whole = config.data.names == "whole"
+    names = [card.taxonomy.whole_names if whole else card.taxonomy.names for card in cards]
+    return vocabulary_of_names(config.model, names)
+
+
+def vocabulary_of_names(
+    model: ConfigDict, taxonomies: Sequence[Sequence[str]]
+) -> dict[str, np.ndarray]:
+    """The same of the names of each dataset; heads other than "text" read no tokens: N = 0."""
+    if model.head != "text":
+        _, index, valid = tokenizer.number_names(taxonomies)
+        return {"tokens": np.zeros((0, 1), np.int32), "index": index, "valid": valid}
+    text = model.text
+    words = tokenizer.vocabulary(taxonomies, prompt=text.prompt, template=text.template)
     return {"tokens": words.tokens, "index": words.index, "valid": words.valid}
 
 
@@ -60,17 +72,31 @@ def training_feeds(config: ConfigDict, cards: list[DatasetCard]) -> list[Feed]:
     return feeds
 
 
-def training_plan(config: ConfigDict, feeds: Sequence[Feed]) -> Plan:
-    """Which feed gives how many images to which update; the feeds of one card share its weight."""
+def training_plan(config: ConfigDict, feeds: Sequence[Feed]) -> AnyPlan:
+    """Which feed gives which images to which update; the feeds of one card share its weight."""
     parts = [[] for _ in config.data.train]
     for feed in feeds:
         parts[feed.dataset].append(len(feed.source))
-    return Plan(
-        [feed.recipe.crop for feed in feeds],
-        split_weights(list(config.batching.weights), parts),
-        batch=config.batching.batch,
-        multiple=config.batching.multiple,
-    )
+    return plan_of(config, [feed.recipe.crop for feed in feeds], parts)
+
+
+def plan_of(
+    config: ConfigDict, shapes: Sequence[tuple[int, int]], parts: Sequence[Sequence[int]]
+) -> AnyPlan:
+    """The plan of a config for sources of these crops.
+
+    Args:
+      config: of the run.
+      shapes: (height, width) of each source's crops, dataset by dataset.
+      parts: images of each source of each training card, one or two numbers a card.
+    """
+    batching = config.batching
+    weights = list(batching.weights)
+    sizes = {"batch": batching.batch, "multiple": batching.multiple}
+    if batching.policy == "stratified":
+        return Plan(shapes, split_weights(weights, parts), **sizes)
+    shares = split_shares(weights, parts)
+    return DRAWN[batching.policy](shapes, shares, **sizes, seed=config.seed)
 
 
 def evaluation_sets(config: ConfigDict, cards: list[DatasetCard]) -> list[EvaluationSet]:
@@ -127,8 +153,15 @@ def worlds_by_taxonomies(
     return cross_table(network, sets, relabel, config)
 
 
-def initial_state(config: ConfigDict, mesh: Mesh) -> tuple[state.TrainState, state.TrainState]:
+def initial_state(
+    config: ConfigDict, mesh: Mesh, *, vocabulary: state.Vocabulary | None = None
+) -> tuple[state.TrainState, state.TrainState]:
     """The state before the first update, sharded, with pretrained weights where asked for.
+
+    Args:
+      config: of the run.
+      mesh: over which the state is split.
+      vocabulary: of all datasets; heads other than "text" need it.
 
     Returns:
       The state and its shardings.
@@ -143,7 +176,7 @@ def initial_state(config: ConfigDict, mesh: Mesh) -> tuple[state.TrainState, sta
         return state.start(params, frozen, optimizer, average=average)
 
     def create():
-        return state.weights(config.model, config.seed)
+        return state.weights(config.model, config.seed, vocabulary=vocabulary)
 
     params, frozen = jax.eval_shape(create)
     shardings = sharding.state_shardings(jax.eval_shape(begin, params, frozen), mesh)
@@ -163,10 +196,14 @@ def initial_state(config: ConfigDict, mesh: Mesh) -> tuple[state.TrainState, sta
     return jax.jit(begin, out_shardings=shardings)(*placed), shardings
 
 
-def abstract_state(config: ConfigDict, mesh: Mesh) -> tuple[state.TrainState, state.TrainState]:
+def abstract_state(
+    config: ConfigDict, mesh: Mesh, *, vocabulary: dict[str, np.ndarray]
+) -> tuple[state.TrainState, state.TrainState]:
     """The state before the first update as `jax.ShapeDtypeStruct`s, and its shardings."""
     optimizer = make_optimizer(config.optimizer)
-    params, frozen = jax.eval_shape(lambda: state.weights(config.model, config.seed))
+    params, frozen = jax.eval_shape(
+        lambda: state.weights(config.model, config.seed, vocabulary=vocabulary)
+    )
     average = config.optimizer.average > 0
     begun = jax.eval_shape(
         lambda params, frozen: state.start(params, frozen, optimizer, average=average),
@@ -189,15 +226,18 @@ def pretrained(config: ConfigDict, params: dict, frozen: dict) -> dict[str, tupl
     """
     loaded = {}
     if config.pretrained.image:
-        weights = clip.read_clip(config.pretrained.image)
+        weights = pretrained_weights.read(config.pretrained.image)
         resnet = config.model.resnet
-        clip.check_image(weights, depths=resnet.depths, width=resnet.width)
+        pretrained_weights.check_image(
+            weights, backbone=config.model.backbone, depths=resnet.depths, width=resnet.width
+        )
         trees = params["backbone"], frozen.get("backbone", {})
-        loaded["backbone"] = split_like(trees, clip.fill_image(weights, state.join(*trees)))
+        filled = pretrained_weights.fill_image(weights, state.join(*trees))
+        loaded["backbone"] = state.split_like(trees, filled)
     if config.pretrained.text:
-        weights = clip.read_clip(config.pretrained.text)
+        weights = pretrained_weights.read(config.pretrained.text)
         text = config.model.text
-        clip.check_text(
+        pretrained_weights.check_text(
             weights,
             width=text.width,
             layers=text.layers,
@@ -205,20 +245,8 @@ def pretrained(config: ConfigDict, params: dict, frozen: dict) -> dict[str, tupl
             embedding=text.embedding,
         )
         tree = frozen["text_encoder"]
-        loaded["text_encoder"] = ({}, clip.fill_text(weights, tree))
+        loaded["text_encoder"] = ({}, pretrained_weights.fill_text(weights, tree))
     return loaded
-
-
-def split_like(trees: tuple[dict, dict], values: dict) -> tuple[dict, dict]:
-    """Deals the leaves of one nested dict out to two, where each has a place for its own."""
-
-    def pick(tree, values):
-        return {
-            key: pick(value, values[key]) if isinstance(value, dict) else values[key]
-            for key, value in tree.items()
-        }
-
-    return pick(trees[0], values), pick(trees[1], values)
 
 
 def abstract(tree, shardings):

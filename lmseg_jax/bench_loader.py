@@ -44,8 +44,7 @@ def measure(config: ConfigDict, *, images: int, runs: int) -> dict:
     cards = assembly.load_cards(config)
     feeds = assembly.training_feeds(config, cards)
     plan = assembly.training_plan(config, feeds)
-    given = plan.offsets(plan.cycle)
-    shares = (given / given.sum()).tolist()
+    shares = plan.shares.tolist()
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:

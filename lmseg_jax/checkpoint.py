@@ -136,6 +136,53 @@ def read_weights(
     return jax.tree.unflatten(jax.tree.structure({name: expected[name] for name in names}), leaves)
 
 
+def write_tree(folder: str | Path, tree) -> None:
+    """Writes nested dicts of NumPy arrays as one Orbax checkpoint, in a folder of its own.
+
+    Args:
+      folder: must not be there yet.
+      tree: keys are names or whole numbers; branches without a leaf are not kept.
+    """
+    logging.set_verbosity(logging.ERROR)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+        writer.save(Path(folder).resolve(), args=ocp.args.PyTreeSave(_nested(_flat(tree))))
+
+
+def is_tree(folder: str | Path) -> bool:
+    """Whether a folder is a checkpoint that `write_tree` wrote, whole or broken later."""
+    return (Path(folder) / "_CHECKPOINT_METADATA").is_file()
+
+
+def read_tree(folder: str | Path) -> dict:
+    """What `write_tree` wrote, as NumPy arrays; keys of digits only become integers.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is broken.
+    """
+    logging.set_verbosity(logging.ERROR)
+    folder = Path(folder).resolve()
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            stored = reader.metadata(folder).item_metadata.tree
+            options = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+            found = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=options))
+    except Exception as error:  # of the library, its storage and its JSON, by what is broken
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: no complete checkpoint ({reason}); write it again") from error
+    return _integer_keys(found)
+
+
+def compare(expected, found, *, where: str | Path) -> None:
+    """Raises UserError at the first array of one tree that the other does not have alike.
+
+    Args:
+      expected: tree of arrays or `jax.ShapeDtypeStruct`.
+      found: tree of arrays.
+      where: file or folder of `found`, for the message.
+    """
+    _compare(_flat(expected), _flat(found), Path(where))
+
+
 def latest(folder: str | Path) -> int | None:
     """Update number of the newest complete checkpoint in a folder, None if there is none."""
     steps = [int(path.name) for path in Path(folder).glob("*") if path.name.isdigit()]

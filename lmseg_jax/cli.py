@@ -10,11 +10,13 @@ from lmseg_jax.errors import UserError
 
 COMMANDS = {
     "bench": ("lmseg_jax.bench", "measure the speed of the loader"),
+    "convert": ("lmseg_jax.convert", "read CLIP, ImageNet or MaskFormer weights"),
     "data": (
         "lmseg_jax.data_command",
         "write a card, check a dataset, look at samples, list cards",
     ),
     "plan": ("lmseg_jax.plan", "what a run would take on devices that need not be here"),
+    "score": ("lmseg_jax.score", "score the saved predictions of any model"),
 }
 
 DEBUG = "--debug"

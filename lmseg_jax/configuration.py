@@ -25,6 +25,24 @@ from lmseg_jax.errors import UserError
 NOT_LEARNED = ("mesh.", "log.", "evaluation.", "checkpoint.", "data.evaluate")
 NOT_LEARNED += ("data.root", "data.workers", "data.threads")
 NOT_LEARNED += ("data.on_error",)  # a run that stopped at a bad file may go on past it
+NOT_LEARNED += ("model.manual.restrict",)  # decides how images are segmented, after training
+
+# Keys that the first workdirs did not have, with the values that stand for what was done then.
+BEFORE = {
+    "data.names": "first",
+    "batching.policy": "stratified",
+    "model.pixels": "clip",
+    "model.similarity": "cosine",
+    "model.temperature_learned": False,
+    "model.query_mlp": False,
+    "model.adapter_norm": False,
+    "model.resnet.affine": False,
+    "model.pixel_decoder.mask_width": 0,
+    "model.decoder.queries": "zeros",
+    "model.decoder.project": True,
+    "model.decoder.norm_between": False,
+    "model.text.template": "{name}",
+}
 
 
 @dataclass(frozen=True)
@@ -141,6 +159,33 @@ def check(config: ConfigDict) -> None:
     check_values(flat(config), flat(load("base")))
 
 
+def restored(values: Mapping[str, object], *, where: str) -> ConfigDict:
+    """The config that a run or a conversion wrote down as JSON; keys it lacks have their defaults.
+
+    Args:
+      values: nested; all of a config, or some of its sections.
+      where: file that they come from, for messages.
+
+    Raises:
+      UserError: there is no such key here, or its value is of another type.
+    """
+    config = load("base")
+    known = flat(config)
+    for key, value in flat(ConfigDict(dict(values))).items():
+        if key not in known:
+            raise UserError(
+                f"{where}: has the key {key}, which this version does not know; use the version of"
+                " lmseg_jax that wrote it"
+            )
+        try:
+            _set(config, key, tuple(value) if isinstance(known[key], tuple) else value)
+        except TypeError as error:
+            raise UserError(
+                f"{where}: {key} is {value!r} ({error}); write the file again"
+            ) from error
+    return config
+
+
 def flat(config: ConfigDict) -> dict[str, object]:
     """Values by dotted key, sorted."""
     values = {}
@@ -184,7 +229,8 @@ def differences(workdir: Mapping[str, object], asked: Mapping[str, object]) -> l
     """One line for each entry in which two fingerprints differ, by name."""
     lines = []
     for key in [*workdir, *(key for key in asked if key not in workdir)]:
-        there, here = workdir.get(key, "nothing"), asked.get(key, "nothing")
+        there = workdir.get(key, BEFORE.get(key, "nothing"))
+        here = asked.get(key, "nothing")
         if there != here:
             lines.append(f"{key}: {there} in the workdir, {here} asked for")
     return lines
@@ -264,11 +310,16 @@ def _override(config: ConfigDict, text: str) -> None:
             raise UserError(f"{flag}: is a section; set its keys, such as --config.{inner[0]}")
         nearest = difflib.get_close_matches(key, values, n=1, cutoff=0)[0]
         raise UserError(f"{flag}: no such key; the nearest is --config.{nearest}")
+    _set(config, key, _value(flag, value, type(values[key])))
+
+
+def _set(config: ConfigDict, key: str, value: object) -> None:
+    """Sets a dotted key."""
     *parents, last = key.split(".")
     node = config
     for parent in parents:
         node = node[parent]
-    node[last] = _value(flag, value, type(values[key]))
+    node[last] = value
 
 
 def _value(flag: str, text: str, kind: type) -> object:

@@ -10,12 +10,17 @@ MODES = ("train", "evaluate", "pretrain")
 CHOICES = {
     "mode": MODES,
     "data.augmentation": ("own", "fixed"),
+    "data.names": ("first", "whole"),
     "data.on_error": ("stop", "skip"),
-    "model.backbone": ("clip_resnet",),
-    "model.head": ("text",),
+    "batching.policy": ("stratified", "one_dataset", "padded"),
+    "model.backbone": ("clip_resnet", "resnet"),
+    "model.head": ("text", "linear", "multi_head", "manual_taxonomy"),
+    "model.pixels": ("clip", "imagenet"),
+    "model.similarity": ("cosine", "raw"),
     "model.resnet.norm": ("frozen", "group"),
     "model.pixel_decoder.name": ("fpn",),
     "model.decoder.order": ("visual-text", "text-visual", "visual"),
+    "model.decoder.queries": ("zeros", "learned"),
     "model.decoder.memory": ("res3", "res4", "res5", "pixel8", "pixel16"),
     "model.decoder.padding": ("hidden", "seen"),
     "loss.resolution": ("full", "quarter"),
@@ -38,6 +43,7 @@ AT_LEAST = {
     "model.resnet.width": 2,
     "model.pixel_decoder.width": 1,
     "model.pixel_decoder.groups": 1,
+    "model.pixel_decoder.mask_width": 0,
     "model.decoder.layers": 1,
     "model.decoder.heads": 1,
     "model.decoder.feedforward": 1,
@@ -73,7 +79,18 @@ ABOVE_ZERO = ("model.temperature", "loss.no_object", "optimizer.power", "optimiz
 
 BELOW_ONE = ("model.decoder.dropout", "optimizer.average")
 
+TEMPERATURES = (0.01, 1.0)  # bounds of a learned one
+
+# Keys that only a head that reads names has a use for, with the values that leave it as it is.
+OF_TEXT = {
+    "model.similarity": "cosine",
+    "model.temperature_learned": False,
+    "model.query_mlp": False,
+    "model.adapter_norm": False,
+}
+
 GROUP = 8  # channels of a group of the backbone's GroupNorm
+LARGEST_SCALE = 4  # of the test size, in test-time augmentation: 16 times the memory
 LONGEST_PROMPT = 64  # of 77 positions; start, end and eleven tokens of a name remain
 
 # The first divides the second.
@@ -152,15 +169,43 @@ def _ranges(values: Mapping[str, object]) -> None:
     depths = values.get("model.resnet.depths", (1,) * 4)
     if len(depths) != 4 or not all(isinstance(n, int) and n > 0 for n in depths):
         raise _wrong(values, "model.resnet.depths", "is not four numbers of blocks, of res2..res5")
+    scales = values.get("evaluation.scales", ())
+    if not all(isinstance(x, int | float) and 0 < x <= LARGEST_SCALE for x in scales):
+        raise _wrong(values, "evaluation.scales", f"has a factor outside 0 to {LARGEST_SCALE}")
     for key, divisor in (("model.width", 4), ("model.resnet.width", 2)):
         if key in values and values[key] % divisor:
             raise _wrong(values, key, f"is no multiple of {divisor}")
+
+
+def _without_text(values: Mapping[str, object]) -> None:
+    """Values that must agree with a head whose classes are numbers."""
+    head = f'config.model.head = "{values["model.head"]}"'
+    if values["model.decoder.order"] != "visual":
+        raise _wrong(values, "model.decoder.order", f'{head} has no text; only "visual" fits')
+    if values["pretrained.text"]:
+        raise _wrong(values, "pretrained.text", f"{head} has no text tower; only nothing fits")
+    train, scored = values["data.train"], values["data.evaluate"]
+    unknown = [card for card in scored if card not in train] if train else []
+    if unknown:
+        raise _wrong(values, "data.evaluate", f"{head} has no classes for {unknown[0]}, untrained")
+    if values["model.head"] == "linear" and len(train or scored) > 1:
+        key = "data.train" if train else "data.evaluate"
+        raise _wrong(values, key, f"{head} is for one dataset; multi_head has a layer for each")
 
 
 def _together(values: Mapping[str, object]) -> None:
     """Values that must agree with each other in a run of the segmentation model."""
     if values["model.text.prompt"] > LONGEST_PROMPT:
         raise _wrong(values, "model.text.prompt", f"leaves no room for names; {LONGEST_PROMPT} fit")
+    if values["model.text.template"].count("{name}") != 1:
+        raise _wrong(values, "model.text.template", "has not one {name} in it")
+    lowest, highest = TEMPERATURES
+    if values["model.temperature_learned"] and not lowest <= values["model.temperature"] <= highest:
+        expected = f"is not in [{lowest}, {highest}], where a learned one stays"
+        raise _wrong(values, "model.temperature", expected)
+    for key, plain in OF_TEXT.items():
+        if values["model.head"] != "text" and values[key] != plain:
+            raise _wrong(values, key, "is for config.model.head = 'text' only")
     norm, width = values["model.resnet.norm"], values["model.resnet.width"]
     if norm == "group" and values["pretrained.image"]:
         raise _wrong(
@@ -179,6 +224,16 @@ def _together(values: Mapping[str, object]) -> None:
         raise _wrong(values, "batching.weights", f"has not one share for each of {train}")
     if not all(isinstance(weight, int | float) and weight > 0 for weight in weights):
         raise _wrong(values, "batching.weights", "has a share that is not above 0")
+    if values["model.head"] != "text":
+        _without_text(values)
+    if values["model.resnet.affine"] and norm != "frozen":
+        raise _wrong(values, "model.resnet.affine", "is for frozen norms; other norms always train")
+    memory, stem = values["model.decoder.memory"], values["model.resnet.width"]
+    channels = {f"res{2 + stage}": 4 * 2**stage * stem for stage in range(4)}
+    channels = channels.get(memory, values["model.pixel_decoder.width"])
+    if not values["model.decoder.project"] and channels != values["model.width"]:
+        what = f"{memory} has {channels} channels, config.model.width is {values['model.width']}"
+        raise _wrong(values, "model.decoder.project", what)
     if values["model.queries"] < values["data.max_targets"]:
         targets = values["data.max_targets"]
         raise _wrong(values, "model.queries", f"is below config.data.max_targets = {targets}")

@@ -5,8 +5,6 @@ import dataclasses
 import json
 import os
 import shlex
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from lmseg_jax.datasets.formats import FORMATS, open_source
 from lmseg_jax.datasets.new_card import new_card
 from lmseg_jax.errors import UserError
 from lmseg_jax.pipeline.augmentation import augment
+from lmseg_jax.report import ImageProgress
 
 CROPS = 2  # training crops that `show --augmented` draws of each image
 
@@ -82,7 +81,7 @@ def _new(options: argparse.Namespace) -> int:
         names=options.names,
         name=options.name,
         output=options.output,
-        progress=_Progress("reading labels"),
+        progress=ImageProgress("reading labels"),
     )
     absolute = os.path.isabs(options.images) or os.path.isabs(options.labels)
     root = shlex.quote(str(layout.root) if absolute else os.path.relpath(layout.root))
@@ -113,7 +112,7 @@ def _check(options: argparse.Namespace) -> int:
             root=options.root,
             max_targets=options.max_targets,
             others=reports,
-            progress=_Progress(f"{card.name}/{split}"),
+            progress=ImageProgress(f"{card.name}/{split}"),
         )
         reports.append(report)
         if not options.json:
@@ -172,24 +171,6 @@ def _list(options: argparse.Namespace) -> int:
 
 
 COMMANDS = {"new": _new, "check": _check, "show": _show, "list": _list}
-
-
-class _Progress:
-    """Percent on stderr: one changing line on a terminal, else one line every ten seconds."""
-
-    def __init__(self, name: str):
-        self.name, self.last = name, time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        terminal, now = sys.stderr.isatty(), time.monotonic()
-        if now - self.last < (0.2 if terminal else 10) and not (terminal and done == total):
-            return
-        self.last = now
-        line = f"{self.name}: {100 * done // total} %, {done} of {total} images"
-        if terminal:
-            print(f"\r{line}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
 
 
 def _text(report: Report) -> str:

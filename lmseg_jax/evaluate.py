@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from lmseg_jax import assembly, checkpoint, logs, report, sharding, state, visualize
 from lmseg_jax.baselines import trivial_baselines
 from lmseg_jax.datasets.formats import open_source
-from lmseg_jax.scoring import EvaluationSet, Network, Picture, evaluate_all, evaluate_set
+from lmseg_jax.scoring import EvaluationSet, Network, Picture, averaging, evaluate_all, evaluate_set
 
 
 def run(config: ConfigDict, workdir: Path) -> int:
@@ -33,12 +33,15 @@ def trained(config: ConfigDict, workdir: Path) -> tuple[Network, list[Evaluation
     cards = assembly.load_cards(config)
     sets = assembly.evaluation_sets(config, cards)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, multiple=config.batching.multiple)
-    params, frozen = jax.eval_shape(lambda: state.weights(config.model, config.seed))
+    vocabulary = assembly.vocabulary_of(config, cards)
+    params, frozen = jax.eval_shape(
+        lambda: state.weights(config.model, config.seed, vocabulary=vocabulary)
+    )
     folder = workdir / assembly.CHECKPOINTS
     name = "average" if config.optimizer.average else "params"
     expected = {name: params, "frozen": frozen}
     weights = checkpoint.read_weights(folder, names=(name, "frozen"), expected=expected)
-    network = Network(state.graph(config.model), assembly.vocabulary_of(config, cards), mesh)
+    network = Network(state.graph(config.model, vocabulary), vocabulary, mesh)
     network.load(*jax.device_put((weights[name], weights["frozen"]), sharding.replicated(mesh)))
     return network, sets, checkpoint.latest(folder)
 
@@ -132,7 +135,7 @@ def _asked(
             image = assembly.without_truth(scenes.source[0])
             data = EvaluationSet([image], words.card, words.dataset, scenes=scenes.card)
             pictures += evaluate_set(
-                network, data, batch=1, threads=config.data.threads, pictures=1
+                network, data, batch=1, threads=config.data.threads, pictures=1, **averaging(config)
             )[1]
         found.append((words, pictures))
     return found

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+UNDECAYED = ("position", "embedding", "context", "temperature")  # of queries, prompt and head
+
 
 def schedule(config: ConfigDict) -> optax.Schedule:
     """Learning rate of update t of T, 0-based.
@@ -29,8 +31,8 @@ def names_of(path) -> tuple[str, ...]:
 
 
 def decayed(path: tuple[str, ...]) -> bool:
-    """True unless a parameter belongs to a norm, or is a query position or a prompt vector."""
-    return not any("norm" in name or name in ("position", "context") for name in path)
+    """True unless a parameter belongs to a norm or is in UNDECAYED."""
+    return not any("norm" in name or name in UNDECAYED for name in path)
 
 
 def rate_factor(path: tuple[str, ...], *, backbone_rate: float) -> float:

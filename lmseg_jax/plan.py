@@ -17,9 +17,11 @@ from lmseg_jax import assembly, configuration, programs, report, sharding
 from lmseg_jax.datasets.card import DatasetCard
 from lmseg_jax.errors import UserError
 from lmseg_jax.pipeline.augmentation import choose_recipe
-from lmseg_jax.pipeline.buckets import Plan, split_weights
+from lmseg_jax.pipeline.buckets import Piece
+from lmseg_jax.pipeline.policies import AnyPlan
 
 MOST = 1024  # simulated devices; each is a thread
+DRAWN_UPDATES = 1000  # whose mean stands for all where datasets are drawn
 SHOWN = 6  # updates of the cycle, and collectives of a program, that are printed
 
 
@@ -105,7 +107,7 @@ def topology_mesh(name: str, config: ConfigDict) -> Mesh:
     )
 
 
-def batch_plan(config: ConfigDict, cards: Sequence[DatasetCard]) -> tuple[list[str], Plan]:
+def batch_plan(config: ConfigDict, cards: Sequence[DatasetCard]) -> tuple[list[str], AnyPlan]:
     """Names of the feeds and the plan of batches, without any data.
 
     How many images of a dataset with two orientations lie is known from its files only; here half
@@ -121,9 +123,7 @@ def batch_plan(config: ConfigDict, cards: Sequence[DatasetCard]) -> tuple[list[s
         names += crops.values()
         shapes += crops
         parts.append([1] * len(crops))
-    weights = split_weights(list(config.batching.weights), parts)
-    batching = config.batching
-    return names, Plan(shapes, weights, batch=batching.batch, multiple=batching.multiple)
+    return names, assembly.plan_of(config, shapes, parts)
 
 
 def measure(config: ConfigDict, mesh: Mesh) -> dict:
@@ -156,24 +156,33 @@ def measure(config: ConfigDict, mesh: Mesh) -> dict:
             }
         )
     flops = {row["name"]: row["flops"] for row in rows}
+    drawn = config.batching.policy != "stratified"
+    count = DRAWN_UPDATES if drawn else plan.cycle
+    updates = [plan.pieces(update, micro=micro) for update in range(count)]
     calls = [
-        f"gradient {piece.size}x{'x'.join(map(str, plan.shapes[piece.source]))}"
-        for update in range(plan.cycle)
-        for piece in plan.pieces(update, micro=micro)
+        f"gradient {len(piece)}x{'x'.join(map(str, plan.shapes[piece.rows[0][0]]))}"
+        for pieces in updates
+        for piece in pieces
     ]
-    gradients = sum(flops[call] for call in calls) / plan.cycle
+    gradients = sum(flops[call] for call in calls) / count
     whole = sum(flops[name] for name in ("denominators", "text", "zeros", "update"))
     return {
         "mesh": dict(mesh.shape),
         "devices": mesh.size,
         "batch": plan.batch,
-        "cycle": plan.cycle,
+        "plan": plan.describe(),
         "feeds": names,
-        "updates": [plan.counts(update).tolist() for update in range(min(plan.cycle, SHOWN))],
+        "updates": [_images(pieces, len(names)) for pieces in updates[:SHOWN]],
         "programs": rows,
         "flops": gradients + whole,
         "flops_a_device": gradients / mesh.size + whole,
     }
+
+
+def _images(pieces: Sequence[Piece], sources: int) -> list[int]:
+    """How many images each source gives to an update."""
+    given = [source for piece in pieces for source, _ in piece.rows]
+    return np.bincount(given, minlength=sources).tolist()
 
 
 def predict(found: dict, *, peak: float, efficiency: float) -> dict[str, float]:
@@ -198,8 +207,7 @@ def table(found: dict) -> str:
     """What was found, for a person."""
     mesh = " x ".join(f"{count} {axis}" for axis, count in found["mesh"].items())
     lines = [
-        f"{found['devices']} devices ({mesh}), batch {found['batch']}; shares repeat every "
-        f"{found['cycle']} updates",
+        f"{found['devices']} devices ({mesh}); {found['plan']}",
         "",
         "images of the first updates:",
     ]

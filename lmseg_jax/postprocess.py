@@ -24,6 +24,25 @@ class Taps:
     part: np.ndarray  # float32 [target]
 
 
+@dataclass(frozen=True)
+class View:
+    """What the network says of one version of an image.
+
+    Attributes:
+      logits: float32 [Q, K + 1], real classes, then background.
+      masks: float32 [Q, h, w], before the sigmoid.
+      padded: height and width of the network's input.
+      network: height and width of the image inside that input, at its top left.
+      flipped: True if the network saw the image mirrored, left to right.
+    """
+
+    logits: np.ndarray
+    masks: np.ndarray
+    padded: tuple[int, int]
+    network: tuple[int, int]
+    flipped: bool = False
+
+
 def semantic(
     logits: np.ndarray,
     masks: np.ndarray,
@@ -31,6 +50,7 @@ def semantic(
     padded: tuple[int, int],
     network: tuple[int, int],
     size: tuple[int, int],
+    resize: str = "scores",
 ) -> np.ndarray:
     """Class of each pixel.
 
@@ -44,28 +64,61 @@ def semantic(
       padded: height and width of the network's input.
       network: height and width of the image inside that input, at its top left.
       size: height and width of the original image.
+      resize: what is resized from `network` to `size`: "scores", as MaskFormer does where the task
+        is semantic, or "masks", its mask logits, as it does where the task is panoptic.
 
     Returns:
       int32 [H, W], class 0..K-1.
 
     Source: MaskFormer (Cheng et al., 2021), semantic inference.
     """
-    weights = np.ascontiguousarray(_softmax(logits)[:, :-1].T)  # [K, Q]
-    rows = _upsampler(masks, padded=padded)
-    classes, queries = weights.shape
-    resized = size != network
-    vertical = _taps(network[0], size[0])
+    return semantic_mean([View(logits, masks, padded, network)], size=size, resize=resize)
+
+
+def semantic_mean(
+    views: Sequence[View], *, size: tuple[int, int], resize: str = "scores"
+) -> np.ndarray:
+    """Class of each pixel from several versions of one image (test-time augmentation).
+
+    The scores of `semantic` are made for each view at the original size, mirrored back where the
+    view is flipped, and averaged; the highest mean wins. Rows of all views are made strip by strip,
+    so that no view's scores exist as a whole.
+
+    Args:
+      views: at least one, of the same classes.
+      size, resize: as for `semantic`.
+
+    Returns:
+      int32 [H, W], class 0..K-1.
+
+    Source: MaskFormer (Cheng et al., 2021), semantic inference with test-time augmentation.
+    """
+    parts = [_scorer(view, size=size, resize=resize) for view in views]
+    widest = max(size[1], *(view.network[1] for view in views))
+    deepest = max(max(view.logits.shape) for view in views)
     labels = np.empty(size, np.int32)
-    for strip in _strips(size[0], max(classes, queries) * max(network[1], size[1])):
-        low, high = vertical.low[strip], vertical.high[strip]
-        first = int(low[0])
-        pixels = rows(slice(first, int(high[-1]) + 1))[:, :, : network[1]]  # [r, Q, w]
-        scores = np.matmul(weights, _sigmoid(pixels))  # [r, K, w]
-        if resized:
-            scores = _mix(scores, low - first, high - first, vertical.part[strip])
-            scores = _widen(scores, size[1])
-        labels[strip] = scores.argmax(axis=1)
+    for strip in _strips(size[0], deepest * widest):
+        scores = parts[0](strip)
+        for part in parts[1:]:
+            scores += part(strip)
+        labels[strip] = scores.argmax(axis=1)  # the sum's is the mean's
     return labels
+
+
+def _scorer(view: View, *, size: tuple[int, int], resize: str) -> Callable[[slice], np.ndarray]:
+    """Gives rows of the scores at the original size: slice -> [rows, K, W], a new array."""
+    weights = np.ascontiguousarray(_softmax(view.logits)[:, :-1].T)  # [K, Q]
+    pixels = _reader(view.masks, padded=view.padded, network=view.network, size=size)
+
+    def scores(strip: slice) -> np.ndarray:
+        rows, fit = pixels(strip)  # [r, Q, w]
+        if resize == "masks":
+            found = np.matmul(weights, _sigmoid(fit(rows)))
+        else:
+            found = fit(np.matmul(weights, _sigmoid(rows)))
+        return found[:, :, ::-1] if view.flipped else found
+
+    return scores
 
 
 def panoptic(
@@ -109,17 +162,12 @@ def panoptic(
     kept = np.flatnonzero((labels < logits.shape[1] - 1) & (scores > object_mask))
     if len(kept) == 0:
         return np.zeros(size, np.int32), []
-    rows = _upsampler(masks[kept], padded=padded)
-    vertical = _taps(network[0], size[0])
+    read = _reader(masks[kept], padded=padded, network=network, size=size)
     owner = np.empty(size, np.int32)
     own_area = np.zeros(len(kept), np.int64)
     for strip in _strips(size[0], len(kept) * max(padded[1], size[1])):
-        low, high = vertical.low[strip], vertical.high[strip]
-        first = int(low[0])
-        pixels = rows(slice(first, int(high[-1]) + 1))[:, :, : network[1]]  # [r, kept, w]
-        if size != network:
-            pixels = _mix(pixels, low - first, high - first, vertical.part[strip])
-            pixels = _widen(pixels, size[1])
+        rows, fit = read(strip)
+        pixels = fit(rows)  # [r, kept, W]
         own_area += np.count_nonzero(pixels >= 0, axis=(0, 2))  # sigmoid >= 1/2
         pixels = _sigmoid(pixels)
         pixels *= scores[kept, None]
@@ -164,6 +212,35 @@ def _taps(source: int, target: int) -> Taps:
     low = place.astype(np.intp)
     part = place - low
     return Taps(low, low + (part > 0), part.astype(np.float32))
+
+
+def _reader(
+    masks: np.ndarray,
+    *,
+    padded: tuple[int, int],
+    network: tuple[int, int],
+    size: tuple[int, int],
+) -> Callable[[slice], tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]]:
+    """Gives what a strip of the original needs: slice -> rows of masks, and how rows are fitted.
+
+    The rows, [r, Q, network width], are those at the network's size that the strip is mixed from;
+    the function turns rows [r, n, network width] of anything into the strip's [rows, n, W].
+    """
+    upsampled = _upsampler(masks, padded=padded)
+    vertical = _taps(network[0], size[0])
+
+    def read(strip: slice):
+        low, high = vertical.low[strip], vertical.high[strip]
+        first = int(low[0])
+
+        def fit(rows: np.ndarray) -> np.ndarray:
+            if size == network:
+                return rows
+            return _widen(_mix(rows, low - first, high - first, vertical.part[strip]), size[1])
+
+        return upsampled(slice(first, int(high[-1]) + 1))[:, :, : network[1]], fit
+
+    return read
 
 
 def _upsampler(masks: np.ndarray, *, padded: tuple[int, int]) -> Callable[[slice], np.ndarray]:

@@ -74,11 +74,11 @@ def of_update(
       mesh: where they would run.
       buckets: (images, height, width) of each gradient call; see `Plan.programs`.
     """
-    abstract, shardings = assembly.abstract_state(config, mesh)
     vocabulary = assembly.vocabulary_of(config, cards)
+    abstract, shardings = assembly.abstract_state(config, mesh, vocabulary=vocabulary)
     step = make_step(
         config,
-        state.graph(config.model),
+        state.graph(config.model, vocabulary),
         make_optimizer(config.optimizer),
         vocabulary=vocabulary,
         mesh=mesh,

@@ -1,10 +1,30 @@
 """Scores as text and files: what a run prints and writes when it is done."""
 
 import json
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+
+class ImageProgress:
+    """Percent on stderr: one changing line on a terminal, else one line every ten seconds."""
+
+    def __init__(self, name: str):
+        self.name, self.last = name, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        terminal, now = sys.stderr.isatty(), time.monotonic()
+        if now - self.last < (0.2 if terminal else 10) and not (terminal and done == total):
+            return
+        self.last = now
+        line = f"{self.name}: {100 * done // total} %, {done} of {total} images"
+        if terminal:
+            print(f"\r{line}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
 
 def flat(scores: dict[str, dict]) -> dict[str, float]:
@@ -32,6 +52,36 @@ def add_means(scores: dict[str, dict], rows: Sequence[dict], *, count: int) -> N
             for key in ("miou", "pq")
             if last and all(f"score/{name}/{key}" in row for row in last)
         }
+
+
+def format_details(scores: dict) -> str:
+    """Every class of one dataset and its means: IoU, for panoptic scores also PQ and counts."""
+    panoptic = "pq" in scores
+    names = {name: name if len(name) <= 40 else f"{name[:37]}..." for name in scores["iou"]}
+    width = max(12, *map(len, names.values()))
+
+    def line(title, values, kinds):
+        cells = [
+            "-" if value is None else f"{value:.{kind}f}"
+            for value, kind in zip(values, kinds, strict=False)
+        ]
+        return f"{title:{width}}" + "".join(f"{cell:>8}" for cell in cells)
+
+    heads = ["IoU"] + (["PQ", "SQ", "RQ", "TP", "FP", "FN"] if panoptic else [])
+    rows = [f"{'class':{width}}" + "".join(f"{head:>8}" for head in heads)]
+    for name, short in names.items():
+        segments = list(scores["classes"][name].values()) if panoptic else []
+        rows.append(line(short, [scores["iou"][name], *segments], (1, 1, 1, 1, 0, 0, 0)))
+    means = {"mIoU": "miou", "legacy": "miou_legacy", "fwIoU": "fwiou", "mACC": "macc"}
+    means["pACC"] = "pacc"
+    rows += ["", f"{'':{width}}" + "".join(f"{head:>8}" for head in means)]
+    rows.append(line("all pixels", [scores[key] for key in means.values()], [2] * len(means)))
+    if panoptic:
+        rows += ["", f"{'':{width}}" + "".join(f"{head:>8}" for head in ("PQ", "SQ", "RQ"))]
+        for group, suffix in (("all", ""), ("things", "_things"), ("stuff", "_stuff")):
+            found = [scores[key + suffix] for key in ("pq", "sq", "rq")]
+            rows.append(line(group, found, (2, 2, 2)))
+    return "\n".join(rows)
 
 
 def diagonal_share(table: dict, key: str) -> float:

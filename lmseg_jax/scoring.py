@@ -21,7 +21,8 @@ from lmseg_jax.models.lmseg import MULTIPLE
 from lmseg_jax.pipeline import transforms
 from lmseg_jax.state import merge
 
-SHAPES = 16  # compiled programs that a network keeps; each takes megabytes
+WAITING = 64  # images that may wait for others of their size before they are segmented
+SHAPES = 64  # compiled programs that a network keeps; each takes megabytes
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Picture:
 
 
 class Network:
-    """The final predictions of a model, compiled once an image shape; the last 16 shapes are kept.
+    """The final predictions of a model, compiled once an image shape; the last 64 shapes are kept.
 
     Works on this process's own devices: parameters are gathered once by `load`, images of equal
     shape are dealt out over the devices.
@@ -116,6 +117,26 @@ class Network:
 
 
 @dataclass(frozen=True)
+class Version:
+    """How an image is changed before the network sees it: both sides times `scale`, mirrored."""
+
+    scale: float = 1.0
+    flipped: bool = False
+
+
+PLAIN = Version()
+
+
+def versions(*, flip: bool, scales: Sequence[float]) -> list[Version]:
+    """The versions of an image that are averaged: each scale (none = 1), each also mirrored."""
+    return [
+        Version(scale, flipped)
+        for scale in dict.fromkeys(map(float, scales or (1.0,)))
+        for flipped in ((False, True) if flip else (False,))
+    ]
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A sample at the network's size, in a canvas whose sides are multiples of 32."""
 
@@ -123,12 +144,22 @@ class Prepared:
     image: np.ndarray
     segments: np.ndarray
     network: tuple[int, int]
+    version: Version = PLAIN
     index: int = 0
 
 
-def prepare(sample: Sample, rule: TestRule) -> Prepared:
-    """Resizes by a card's test rule and pads right and bottom."""
+def prepare(sample: Sample, rule: TestRule, *, version: Version = PLAIN) -> Prepared:
+    """Resizes by a card's test rule and pads right and bottom.
+
+    Another scale resizes the resized image once more, to `scale` times the rule's short side and
+    limit of the long side, as MaskFormer's test-time augmentation does.
+    """
     image = transforms.test_resize(sample.image, rule)
+    if version.scale != 1:
+        sides = (round(version.scale * side) for side in (rule.short_side, rule.max_side))
+        image = transforms.test_resize(image, TestRule(*sides))
+    if version.flipped:
+        image = image[:, ::-1]
     h, w = image.shape[:2]
     rows, columns = -h % MULTIPLE, -w % MULTIPLE
     return Prepared(
@@ -136,24 +167,41 @@ def prepare(sample: Sample, rule: TestRule) -> Prepared:
         np.pad(image, ((0, rows), (0, columns), (0, 0)), constant_values=128),
         np.pad(np.zeros((h, w), np.int16), ((0, rows), (0, columns)), constant_values=PADDING),
         (h, w),
+        version,
     )
 
 
 def batches(items: Iterator[Prepared], size: int) -> Iterator[list[Prepared]]:
-    """Groups of equal canvas shape, `size` long but for the last of each shape."""
+    """Groups of equal canvas shape, `size` long or less.
+
+    Shorter are the last of each shape, and the oldest where more than 64 images wait for others.
+    """
     waiting: dict[tuple[int, ...], list[Prepared]] = {}
     for item in items:
         group = waiting.setdefault(item.image.shape, [])
         group.append(item)
         if len(group) == size:
             yield waiting.pop(item.image.shape)
+        elif sum(map(len, waiting.values())) > WAITING:
+            yield waiting.pop(next(iter(waiting)))
     yield from waiting.values()
 
 
 def evaluate_set(
-    network: Network, data: EvaluationSet, *, batch: int, threads: int, pictures: int = 0
+    network: Network,
+    data: EvaluationSet,
+    *,
+    batch: int,
+    threads: int,
+    pictures: int = 0,
+    flip: bool = False,
+    scales: Sequence[float] = (),
 ) -> tuple[dict, list[Picture]]:
     """Scores of one set, in percent, merged over all processes.
+
+    With `flip` or `scales` the label maps are those of the averaged scores of several versions of
+    the image (`postprocess.semantic_mean`). Segments are always those of the plain image: queries
+    of different versions do not correspond to each other, and MaskFormer averages none either.
 
     Args:
       network: with weights loaded.
@@ -161,6 +209,8 @@ def evaluate_set(
       batch: images a device and call.
       threads: that read images and paint predictions.
       pictures: how many of this process's first images to return with their predictions.
+      flip: average with the mirrored image.
+      scales: factors of the test size whose scores are averaged; () = only the test size.
 
     Returns:
       The mIoU family, for panoptic cards also the PQ family; and the pictures.
@@ -174,23 +224,36 @@ def evaluate_set(
     mine = range(jax.process_index(), len(data.source), jax.process_count())
     found: dict[int, Picture] = {}
     names = len(taxonomy) + 1  # background last; further columns are other datasets' padding
+    averaged = versions(flip=flip, scales=scales)
+    asked = averaged if not panoptic or PLAIN in averaged else [PLAIN, *averaged]
 
-    def read(index: int) -> Prepared:
-        return replace(prepare(data.source[index], data.test), index=index)
+    def read(index: int) -> list[Prepared]:
+        sample = data.source[index]
+        return [replace(prepare(sample, data.test, version=v), index=index) for v in asked]
 
-    def paint(item: Prepared, logits: np.ndarray, masks: np.ndarray):
-        where = {
-            "padded": item.image.shape[:2],
-            "network": item.network,
-            "size": item.sample.image.shape[:2],
+    def paint(answers: dict[Version, tuple[Prepared, np.ndarray, np.ndarray]]):
+        views = {
+            version: postprocess.View(
+                logits[:, :names], masks, item.image.shape[:2], item.network, version.flipped
+            )
+            for version, (item, logits, masks) in answers.items()
         }
-        labels = postprocess.semantic(logits[:, :names], masks, **where)
+        item = answers[asked[0]][0]
+        size = item.sample.image.shape[:2]
+        labels = postprocess.semantic_mean(
+            [views[version] for version in averaged],
+            size=size,
+            resize="masks" if panoptic else "scores",
+        )
         if not panoptic:
             return item, labels, None, None
+        plain = views[PLAIN]
         segments, info = postprocess.panoptic(
-            logits[:, :names],
-            masks,
-            **where,
+            plain.logits,
+            plain.masks,
+            padded=plain.padded,
+            network=plain.network,
+            size=size,
             things=taxonomy.things,
             object_mask=card.object_mask,
             overlap=card.overlap,
@@ -204,10 +267,11 @@ def evaluate_set(
             for i in mine:
                 pending.append(pool.submit(read, i))
                 if len(pending) >= 2 * size + threads:
-                    yield pending.pop(0).result()
-            for future in pending:
-                yield future.result()
+                    yield from pending.pop(0).result()
+            while pending:
+                yield from pending.pop(0).result()
 
+        waiting = {}  # answers of images whose other versions are still to come
         for group in batches(items(), size):
             full = group + [group[-1]] * (size - len(group))
             output = network(
@@ -217,10 +281,13 @@ def evaluate_set(
                     "dataset": np.full(size, data.dataset, np.int32),
                 }
             )
-            painted = pool.map(
-                paint, group, output["logits"][: len(group)], output["masks"][: len(group)]
-            )
-            for item, labels, segments, info in painted:
+            whole = []
+            for item, logits, masks in zip(group, output["logits"], output["masks"], strict=False):
+                answers = waiting.setdefault(item.index, {})
+                answers[item.version] = item, logits, masks
+                if len(answers) == len(asked):
+                    whole.append(waiting.pop(item.index))
+            for item, labels, segments, info in pool.map(paint, whole):
                 sample = item.sample
                 semantic_score.update(labels, semantic_map(sample))
                 if panoptic:
@@ -239,6 +306,11 @@ def evaluate_set(
     if panoptic:
         scores |= merged(panoptic_score).compute()
     return scores, [found[index] for index in sorted(found)]
+
+
+def averaging(config: ConfigDict) -> dict:
+    """The arguments of `evaluate_set` that say what is averaged."""
+    return {"flip": config.evaluation.flip, "scales": tuple(config.evaluation.scales)}
 
 
 def merged(metric):
@@ -261,6 +333,7 @@ def evaluate_all(
             batch=config.evaluation.batch,
             threads=config.data.threads,
             pictures=config.evaluation.pictures,
+            **averaging(config),
         )
     return scores, pictures
 
@@ -286,7 +359,11 @@ def cross_table(
             source = relabel(scenes, words)
             data = EvaluationSet(source, words.card, words.dataset, scenes=scenes.card)
             scores, _ = evaluate_set(
-                network, data, batch=config.evaluation.batch, threads=config.data.threads
+                network,
+                data,
+                batch=config.evaluation.batch,
+                threads=config.data.threads,
+                **averaging(config),
             )
             table[scenes.card.name][words.card.name] = {
                 key: scores[key] for key in ("miou", "pq") if key in scores

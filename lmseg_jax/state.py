@@ -1,18 +1,23 @@
 """What training carries from update to update, and which parameters train."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from lmseg_jax.models.heads import TEMPERATURES
 from lmseg_jax.models.lmseg import build
 
 # The text tower never trains; frozen norms and running statistics are no `Param`s at all.
 TRAINABLE = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("text_encoder")))
+
+Vocabulary = Mapping[str, np.ndarray]  # tokens, index and valid; see `assembly.vocabulary_of`
 
 
 @flax.struct.dataclass
@@ -34,14 +39,31 @@ class TrainState:
     average: Any
 
 
-def graph(config: ConfigDict) -> nnx.GraphDef:
-    """Structure of the model without its arrays; no memory is used."""
-    return nnx.graphdef(nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0))))
+def class_tables(vocabulary: Vocabulary | None) -> dict[str, Any]:
+    """What heads with tables of classes are built for: `names` and `union` of `build`."""
+    if vocabulary is None:
+        return {}
+    counts = np.sum(vocabulary["valid"], axis=1)
+    return {"names": tuple(int(count) for count in counts), "union": vocabulary["index"]}
 
 
-def weights(config: ConfigDict, seed: int) -> tuple[dict, dict]:
-    """Random weights of `config.model`: (params, frozen)."""
-    _, params, frozen = nnx.split(build(config, rngs=nnx.Rngs(seed)), TRAINABLE, ...)
+def graph(config: ConfigDict, vocabulary: Vocabulary | None = None) -> nnx.GraphDef:
+    """Structure of the model without its arrays; no memory is used.
+
+    Args:
+      config: `config.model` of a run.
+      vocabulary: of all datasets; heads other than "text" need it.
+    """
+    tables = class_tables(vocabulary)
+    return nnx.graphdef(nnx.eval_shape(lambda: build(config, **tables, rngs=nnx.Rngs(0))))
+
+
+def weights(
+    config: ConfigDict, seed: int, *, vocabulary: Vocabulary | None = None
+) -> tuple[dict, dict]:
+    """Random weights of `config.model`: (params, frozen). For `vocabulary` see `graph`."""
+    model = build(config, **class_tables(vocabulary), rngs=nnx.Rngs(seed))
+    _, params, frozen = nnx.split(model, TRAINABLE, ...)
     return nnx.to_pure_dict(params), nnx.to_pure_dict(frozen)
 
 
@@ -56,6 +78,18 @@ def start(params: dict, frozen: dict, optimizer: optax.GradientTransformation, *
     )
 
 
+def project(params: dict) -> dict:
+    """Puts a learned temperature back between its bounds; nothing else changes.
+
+    Done after each update rather than by clipping in the forward pass: a clipped value has no
+    gradient, and one that wanders on beyond a bound takes as long to come back.
+    """
+    head = params.get("head", {})
+    if "temperature" not in head:
+        return params
+    return params | {"head": head | {"temperature": jnp.clip(head["temperature"], *TEMPERATURES)}}
+
+
 def merge(graphdef: nnx.GraphDef, params: dict, frozen: dict):
     """A model again, to be used inside one traced function."""
     return nnx.merge(graphdef, params, frozen)
@@ -67,6 +101,18 @@ def join(params: dict, frozen: dict) -> dict:
     for key, value in frozen.items():
         joined[key] = join(params[key], value) if key in params else value
     return joined
+
+
+def split_like(trees: tuple[dict, dict], values: dict) -> tuple[dict, dict]:
+    """Deals the leaves of one nested dict out to two, where each has a place for its own."""
+
+    def pick(tree, values):
+        return {
+            key: pick(value, values[key]) if isinstance(value, dict) else values[key]
+            for key, value in tree.items()
+        }
+
+    return pick(trees[0], values), pick(trees[1], values)
 
 
 def count(tree: Any) -> int:

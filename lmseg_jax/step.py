@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lmseg_jax import losses, sharding
-from lmseg_jax.state import TrainState, merge
+from lmseg_jax.state import TrainState, merge, project
 
 PARTS = ("classification", "focal", "dice", "final", "nonfinite")
 
@@ -85,9 +85,10 @@ def make_step(
 
     def zeros(params):
         m, k = vocabulary["valid"].shape
+        width = config.model.width if config.model.head == "text" else 0
         return {
             "params": jax.tree.map(jnp.zeros_like, params),
-            "text": jnp.zeros((m, k, config.model.width)),
+            "text": jnp.zeros((m, k, width)),
             "parts": {part: jnp.zeros(()) for part in ("loss", *PARTS)},
         }
 
@@ -122,7 +123,7 @@ def make_step(
         grads = jax.tree.map(jnp.add, sums["params"], text_path(sums["text"])[0])
         norm = optax.tree.norm(grads)
         changes, memory = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, changes)
+        params = project(optax.apply_updates(state.params, changes))
         average = state.average
         if average:
             # young averages forget faster, so that random initial weights do not linger
@@ -130,7 +131,10 @@ def make_step(
             keep = jnp.minimum(config.optimizer.average, (1 + count) / (10 + count))
             average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, params)
         state = TrainState(state.step + 1, params, state.frozen, memory, average)
-        return state, sums["parts"] | {"gradient_norm": norm}
+        told = {"gradient_norm": norm}
+        if config.model.temperature_learned:
+            told["temperature"] = params["head"]["temperature"]
+        return state, sums["parts"] | told
 
     sums = {
         "params": shardings.params,

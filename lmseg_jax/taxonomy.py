@@ -43,6 +43,11 @@ class Taxonomy:
         return tuple(category.name for category in self.categories)
 
     @cached_property
+    def whole_names(self) -> tuple[str, ...]:
+        """Each name with its synonyms behind it: "road, route"."""
+        return tuple(", ".join((category.name, *category.synonyms)) for category in self.categories)
+
+    @cached_property
     def ids(self) -> np.ndarray:
         """int32 [K], the dataset's own id of each class."""
         return np.array([category.id for category in self.categories], np.int32)

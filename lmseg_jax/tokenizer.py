@@ -20,6 +20,7 @@ START, END = 49406, 49407
 BACKGROUND = "background"  # stands for "no object"; the last name of every dataset
 LENGTH = 77  # positions of CLIP's text tower
 PROMPT = 8  # learnable vectors between SOT and name, LMSeg Sec. 3.2
+TEMPLATE = "{name}"  # what stands behind the prompt
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,16 @@ def longest_name(prompt: int = PROMPT) -> int:
     return LENGTH - 1 - prompt - 1
 
 
-def tokenize(names: Sequence[str], *, prompt: int = PROMPT) -> np.ndarray:
+def tokenize(names: Sequence[str], *, prompt: int = PROMPT, template: str = TEMPLATE) -> np.ndarray:
     """Tokens of each name and EOT, to stand behind a prompt.
 
     Args:
       names: class names; case and repeated spaces do not matter, underscores are spaces.
       prompt: vectors that stand before each name.
+      template: words around each name, which replaces "{name}".
 
     Returns:
-      i32 [N, S], name tokens, EOT, then EOT as padding; no SOT. S = 1 + tokens of the longest name.
+      i32 [N, S], name tokens, EOT, then EOT as padding; no SOT. S = 1 + tokens of the longest row.
 
     Raises:
       UserError: for an empty name, or one of more tokens than fit behind the prompt.
@@ -60,12 +62,13 @@ def tokenize(names: Sequence[str], *, prompt: int = PROMPT) -> np.ndarray:
     longest = longest_name(prompt)
     rows = []
     for name in names:
-        row = _ids(name)
-        if not row:
+        if not _ids(name):
             raise UserError(f"class name {name!r} has no letters, digits or signs; give it a name")
+        row = _ids(template.replace("{name}", name))
         if len(row) > longest:
+            where = "" if template == TEMPLATE else f" in the template {template[:40]!r}"
             raise UserError(
-                f"class name {name[:40]!r}... has {len(row)} tokens; at most {longest} fit "
+                f"class name {name[:40]!r}...{where} has {len(row)} tokens; at most {longest} fit "
                 "behind the prompt, use a shorter name"
             )
         rows.append([*row, END])
@@ -85,14 +88,28 @@ def tokenize_full(texts: Sequence[str], *, length: int = LENGTH) -> np.ndarray:
     return _padded(rows, length=length)
 
 
-def vocabulary(taxonomies: Sequence[Sequence[str]], *, prompt: int = PROMPT) -> Vocabulary:
+def vocabulary(
+    taxonomies: Sequence[Sequence[str]], *, prompt: int = PROMPT, template: str = TEMPLATE
+) -> Vocabulary:
     """Names of all datasets without repetition, each dataset ending in "background".
 
     Names that read the same (case, spaces and underscores aside) are one name. `prompt` vectors
-    will stand before each.
+    will stand before each; `template` has the words around each, "background" too.
 
     Raises:
       UserError: a class is called "background", or as `tokenize`.
+    """
+    names, index, valid = number_names(taxonomies)
+    return Vocabulary(names, tokenize(names, prompt=prompt, template=template), index, valid)
+
+
+def number_names(
+    taxonomies: Sequence[Sequence[str]],
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """`names`, `index` and `valid` of a `Vocabulary`; no name becomes tokens.
+
+    Raises:
+      UserError: a class is called "background".
     """
     if BACKGROUND in (plain(name) for names in taxonomies for name in names):
         raise UserError(
@@ -107,7 +124,7 @@ def vocabulary(taxonomies: Sequence[Sequence[str]], *, prompt: int = PROMPT) -> 
     for m, row in enumerate(rows):
         index[m, : len(row)] = [position[name] for name in row]
         valid[m, : len(row)] = True
-    return Vocabulary(names, tokenize(names, prompt=prompt), index, valid)
+    return names, index, valid
 
 
 def _ids(text: str) -> list[int]:

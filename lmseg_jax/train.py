@@ -19,8 +19,8 @@ from lmseg_jax.evaluate import finish
 from lmseg_jax.optimizer import make_optimizer, schedule
 from lmseg_jax.pipeline import skipping
 from lmseg_jax.pipeline.batches import Feed, Loader
-from lmseg_jax.pipeline.buckets import Plan
 from lmseg_jax.pipeline.orientation import padding
+from lmseg_jax.pipeline.policies import AnyPlan
 from lmseg_jax.report import flat
 from lmseg_jax.scoring import Network, evaluate_all
 from lmseg_jax.step import PARTS, make_step, run_update
@@ -74,10 +74,10 @@ def run(config: ConfigDict, workdir: Path) -> int:
         assembly.refuse_other(saved["fingerprint"], run_facts["fingerprint"], workdir)
 
     # ---- model and optimizer
-    train_state, shardings = assembly.initial_state(config, mesh)
+    train_state, shardings = assembly.initial_state(config, mesh, vocabulary=vocabulary)
     if newest is not None:
         train_state = checkpoints.restore(newest, assembly.abstract(train_state, shardings))
-    graphdef = state.graph(config.model)
+    graphdef = state.graph(config.model, vocabulary)
     optimizer = make_optimizer(config.optimizer)
     rate = schedule(config.optimizer)
     step = make_step(
@@ -173,7 +173,7 @@ def describe(
     cards: Sequence[DatasetCard],
     *,
     feeds: Sequence[Feed],
-    plan: Plan,
+    plan: AnyPlan,
     mesh: Mesh,
     first: int,
 ) -> str:
@@ -187,8 +187,7 @@ def describe(
     return (
         f"datasets: {names}\n"
         f"model: {trainable:,} trainable, {frozen:,} frozen values; mesh {devices}\n"
-        f"plan: {plan.batch} images an update, shares repeat every {plan.cycle} updates; "
-        f"{padded}{where}"
+        f"plan: {plan.describe()}; {padded}{where}"
     )
 
 

@@ -32,8 +32,8 @@ class Recorder:
 def padded(prepare, extra: int):
     """`scoring.prepare` with `extra` more rows and columns of padding."""
 
-    def more(sample, rule):
-        item = prepare(sample, rule)
+    def more(sample, rule, **options):
+        item = prepare(sample, rule, **options)
         return replace(
             item,
             image=np.pad(item.image, ((0, extra), (0, extra), (0, 0)), constant_values=128),

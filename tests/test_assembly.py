@@ -2,10 +2,12 @@ import jax
 import numpy as np
 import pytest
 
-from lmseg_jax import assembly, sharding
+from lmseg_jax import assembly, sharding, state
 from lmseg_jax.errors import UserError
+from lmseg_jax.pipeline.policies import DRAWN
+from lmseg_jax.tokenizer import END
 from tests.tiny import tiny_config
-from tests.tiny_tree import write_tree
+from tests.tiny_tree import CARD, write_tree
 
 
 @pytest.fixture
@@ -26,6 +28,26 @@ def test_datasets_are_numbered_training_first(config):
     ]
 
 
+@pytest.mark.parametrize("head", ["multi_head", "manual_taxonomy"])
+def test_classes_without_text_are_numbered_by_the_names_of_the_cards(config, head):
+    cards = assembly.load_cards(config)
+    text = assembly.vocabulary_of(config, cards)
+    config.model.head, config.model.decoder.order = head, "visual"
+    words = assembly.vocabulary_of(config, cards)
+    assert words["tokens"].shape[0] == 0
+    np.testing.assert_array_equal(words["index"], text["index"])
+    np.testing.assert_array_equal(words["valid"], text["valid"])
+    params, frozen = jax.eval_shape(lambda: state.weights(config.model, 0, vocabulary=words))
+    tables = params["head"]["classes"]
+    counts = [len(card.taxonomy) + 1 for card in cards]
+    if head == "multi_head":
+        assert [tables[i]["bias"].shape for i in range(2)] == [(n,) for n in counts]
+    else:
+        names = {name for card in cards for name in card.taxonomy.names}
+        assert tables["bias"].shape == (len(names) + 1,)
+    assert not {"prompt", "adapter", "text_encoder"} & {*params, *frozen}
+
+
 def test_the_vocabulary_ends_each_dataset_with_background(config):
     words = assembly.vocabulary_of(config, assembly.load_cards(config))
     assert words["valid"].sum(axis=1).tolist() == [5 + 1, 9 + 1]
@@ -33,16 +55,37 @@ def test_the_vocabulary_ends_each_dataset_with_background(config):
     assert last[0] == last[1]  # one row of tokens for both
 
 
+def test_a_class_is_read_by_its_first_name_or_by_all_of_them(config):
+    config.data.train = ("ade20k",)
+    cards = assembly.load_cards(config)
+    road = [category.name for category in cards[0].taxonomy.categories].index("road")
+
+    def ids(kind, template="{name}"):
+        config.data.names, config.model.text.template = kind, template
+        words = assembly.vocabulary_of(config, cards)
+        row = words["tokens"][words["index"][0, road]]
+        return row[: row.tolist().index(END)].tolist()
+
+    assert ids("first") == [1759]
+    assert ids("whole") == [1759, 267, 5261]  # "road, route"
+    assert ids("first", "a photo of {name}") == [320, 1125, 539, 1759]
+
+
+def test_a_whole_name_that_does_not_fit_names_the_class(config, tmp_path):
+    synonyms = ", ".join(f'"box {i}"' for i in range(30))
+    card = CARD.replace('name = "box",', f'name = "box", synonyms = [{synonyms}],')
+    config.data.train = (write_tree(tmp_path, card=card),)
+    cards = assembly.load_cards(config)
+    assembly.vocabulary_of(config, cards)
+    config.data.names = "whole"
+    with pytest.raises(UserError, match="class name 'box, box 0, .* tokens; at most 67 fit"):
+        assembly.vocabulary_of(config, cards)
+
+
 def test_an_image_without_truth_is_all_void(config):
     data = assembly.evaluation_sets(config, assembly.load_cards(config))[0]
     sample = assembly.without_truth(data.source[0])
     assert (sample.segments == -1).all() and len(sample.classes) == 0
-
-
-def test_leaves_are_dealt_out_to_where_they_live():
-    trees = ({"a": {"w": 1}, "b": 2}, {"a": {"mean": 3}})
-    values = {"a": {"w": 10, "mean": 30}, "b": 20}
-    assert assembly.split_like(trees, values) == ({"a": {"w": 10}, "b": 20}, {"a": {"mean": 30}})
 
 
 def test_weights_of_another_width_are_refused_by_key(config):
@@ -55,11 +98,11 @@ def test_weights_of_another_width_are_refused_by_key(config):
 
 def test_pretrained_text_is_taken_over_exactly():
     from configs import demo
-    from lmseg_jax.pretrained import clip
+    from lmseg_jax.pretrained.weights import read
 
     config = demo.get_config()
     first, _ = assembly.initial_state(config, sharding.make_mesh(1, 1, multiple=2))
-    weights = clip.read_clip("worlds-clip")
+    weights = read("worlds-clip")
     projection = np.asarray(weights.tensors["text_projection"], np.float32)
     leaves = jax.tree_util.tree_leaves_with_path(first.frozen["text_encoder"])
     assert any(np.array_equal(leaf, projection) for _, leaf in leaves)
@@ -100,6 +143,27 @@ def test_a_dataset_with_whole_images_trains_from_two_feeds(oriented):
     plan = assembly.training_plan(oriented, feeds)
     assert plan.shapes == [(96, 96), (64, 128), (128, 64)]
     np.testing.assert_array_equal(plan.offsets(5), [20, 15, 5])
+
+
+@pytest.mark.parametrize(
+    ("policy", "shapes"),
+    [
+        ("one_dataset", [(96, 96), (64, 128), (128, 64)]),
+        ("padded", [(128, 128)] * 3),
+    ],
+)
+def test_the_feeds_of_one_dataset_share_its_weight_under_every_policy(oriented, policy, shapes):
+    oriented.batching.policy, oriented.batching.weights = policy, (1, 3)
+    plan = assembly.training_plan(
+        oriented, assembly.training_feeds(oriented, assembly.load_cards(oriented))
+    )
+    assert isinstance(plan, DRAWN[policy]) and plan.shapes == shapes
+    np.testing.assert_allclose(plan.shares, [1 / 4, 3 / 4 * 6 / 8, 3 / 4 * 2 / 8])
+    oriented.seed = 1
+    other = assembly.training_plan(
+        oriented, assembly.training_feeds(oriented, assembly.load_cards(oriented))
+    )
+    assert any(plan.pieces(update) != other.pieces(update) for update in range(9))
 
 
 def test_without_dataset_aware_augmentation_every_dataset_is_one_feed(oriented):

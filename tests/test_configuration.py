@@ -3,14 +3,15 @@ import sys
 
 import pytest
 
-from lmseg_jax import configuration
+from lmseg_jax import configuration, configuration_rules
 from lmseg_jax.configuration_rules import CHOICES
 from lmseg_jax.datasets.card import load_card
 from lmseg_jax.errors import UserError
-from lmseg_jax.models.category_decoder import ORDERS
-from lmseg_jax.models.heads import HEADS
-from lmseg_jax.models.lmseg import BACKBONES, STRIDES
+from lmseg_jax.models.category_decoder import ORDERS, QUERIES
+from lmseg_jax.models.heads import HEADS, SIMILARITIES, TEMPERATURES
+from lmseg_jax.models.lmseg import BACKBONES, PIXELS, STRIDES
 from lmseg_jax.models.pixel_decoder import PIXEL_DECODERS
+from lmseg_jax.pipeline.policies import DRAWN
 
 
 def demo(*overrides):
@@ -80,6 +81,7 @@ def test_loading_leaves_no_import_behind():
         ("optimizer.rate=1", lambda c: c.optimizer.rate == 1.0),
         ("evaluation.cross=false", lambda c: c.evaluation.cross is False),
         ("evaluation.cross=True", lambda c: c.evaluation.cross is True),
+        ("evaluation.scales=0.5,1,1.5", lambda c: c.evaluation.scales == (0.5, 1, 1.5)),
         ("data.root=/a b/=c", lambda c: c.data.root == "/a b/=c"),
         ("data.train=('a', 'b')", lambda c: c.data.train == ("a", "b")),
         ("data.train=a,b", lambda c: c.data.train == ("a", "b")),
@@ -143,7 +145,20 @@ def test_a_config_that_is_not_there_lists_the_shipped_ones(name):
 IMPOSSIBLE = [
     ("mode=dance", "config.mode = 'dance': is not one of train, evaluate, pretrain"),
     ("seed=-1", "config.seed = -1: is below 0"),
+    ("model.pixels=rgb", "config.model.pixels = 'rgb': is not one of clip, imagenet"),
+    ("model.head=linear", "config.model.decoder.order = 'visual-text': config.model.head = "),
+    ("model.pixel_decoder.mask_width=-1", "is below 0"),
+    ("model.decoder.project=false", "config.model.decoder.project = False: pixel8 has 48"),
     ("model.head=tail", "config.model.head = 'tail': is not one of text"),
+    ("model.similarity=dot", "config.model.similarity = 'dot': is not one of cosine, raw"),
+    ("model.decoder.queries=ones", "is not one of zeros, learned"),
+    (
+        "model.text.template=a photo",
+        "config.model.text.template = 'a photo': has not one {name} in",
+    ),
+    ("model.text.template={name} {name}", "has not one {name} in it"),
+    ("model.query_mlp=3", "--config.model.query_mlp=3: expects true or false"),
+    ("data.names=second", "config.data.names = 'second': is not one of first, whole"),
     ("model.backbone=vit", "config.model.backbone = 'vit': is not one of clip_resnet"),
     ("model.resnet.norm=batch", "is not one of frozen, group"),
     ("model.decoder.order=text", "is not one of visual-text, text-visual, visual"),
@@ -154,6 +169,7 @@ IMPOSSIBLE = [
     ("loss.unlabelled=maybe", "is not one of excluded, negative"),
     ("matcher.where=cloud", "is not one of host, device"),
     ("model.queries=11", "config.model.queries = 11: is below config.data.max_targets = 12"),
+    ("batching.policy=random", "is not one of stratified, one_dataset, padded"),
     ("batching.batch=13", "config.batching.batch = 13: is no multiple of config.batching.multiple"),
     ("batching.micro=3", "config.batching.micro = 3: is no multiple of config.batching.multiple"),
     ("batching.weights=1,2", "config.batching.weights = (1, 2): has not one share for each of"),
@@ -170,6 +186,8 @@ IMPOSSIBLE = [
     ("optimizer.clip=0", "config.optimizer.clip = 0.0: is not above 0"),
     ("optimizer.rate=nan", "config.optimizer.rate = nan: is below 0"),
     ("evaluation.every=0", "config.evaluation.every = 0: is below 1"),
+    ("evaluation.scales=0.5,0", "evaluation.scales = (0.5, 0): has a factor outside 0 to 4"),
+    ("evaluation.scales=8,", "has a factor outside 0 to 4"),
     ("mesh.data=0", "config.mesh.data = 0: is neither -1 nor a number of devices"),
     ("mesh.data=4", "config.mesh.data = 4: mesh.data x mesh.fsdp devices do not divide"),
     ("mesh.fsdp=3", "config.mesh.fsdp = 3: mesh.data x mesh.fsdp devices do not divide"),
@@ -186,6 +204,44 @@ def test_an_impossible_value_is_one_line_that_names_the_key(override, message):
         configuration.check(demo(override))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+HEADS_WITHOUT_TEXT = [
+    (
+        ("head=multi_head",),
+        ("pretrained.text=worlds-clip",),
+        "config.pretrained.text = 'worlds-clip'",
+    ),
+    (
+        ("head=linear",),
+        (),
+        "config.data.train = ('world_patterns', 'world_colors', 'world_coarse')",
+    ),
+    (
+        ("head=linear",),
+        ("data.train=", "mode=evaluate", "data.evaluate=world_coarse,world_colors"),
+        "config.data.evaluate = ('world_coarse', 'world_colors'): config.model.head = \"linear\"",
+    ),
+    (("head=manual_taxonomy",), ("data.evaluate=world_shapes",), "no classes for world_shapes"),
+    (("head=multi_head", "resnet.affine=true"), ("pretrained.image=",), "is for frozen norms"),
+]
+
+
+@pytest.mark.parametrize(("model", "others", "message"), HEADS_WITHOUT_TEXT)
+def test_a_head_without_text_is_told_what_does_not_fit(model, others, message):
+    overrides = [f"model.{key}" for key in ("decoder.order=visual", *model)]
+    overrides += ["pretrained.text=", *others]
+    if "pretrained.image=" in others:
+        overrides.append("model.resnet.norm=group")
+    with pytest.raises(UserError) as caught:
+        configuration.check(demo(*overrides))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("head", ["multi_head", "manual_taxonomy"])
+def test_a_head_without_text_trains_without_a_text_tower(head):
+    config = demo(f"model.head={head}", "model.decoder.order=visual", "pretrained.text=")
+    configuration.check(config)
 
 
 def test_a_key_that_a_config_file_invents_is_an_error(tmp_path):
@@ -228,9 +284,39 @@ def test_a_value_of_another_type_is_an_error(tmp_path):
         configuration.check(configuration.load(path))
 
 
+@pytest.mark.parametrize("value", ["0.009", "1.5"])
+def test_a_learned_temperature_starts_within_its_bounds(value):
+    configuration.check(demo(f"model.temperature={value}"))
+    with pytest.raises(UserError, match=r"model.temperature = .*: is not in \[0.01, 1.0\], where"):
+        configuration.check(demo(f"model.temperature={value}", "model.temperature_learned=true"))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.similarity=raw",
+        "model.temperature_learned=true",
+        "model.query_mlp=true",
+        "model.adapter_norm=true",
+    ],
+)
+def test_switches_of_the_text_head_are_for_it_only(override):
+    other = ["model.head=multi_head", "model.decoder.order=visual", "pretrained.text="]
+    configuration.check(demo(override))
+    configuration.check(demo(*other))
+    key = override.split("=")[0]
+    with pytest.raises(UserError, match=f"{key} = .*: is for config.model.head = 'text' only"):
+        configuration.check(demo(override, *other))
+
+
 def test_known_names_are_those_that_the_model_has():
+    assert set(CHOICES["batching.policy"]) == {"stratified", *DRAWN}
+    assert set(CHOICES["model.similarity"]) == set(SIMILARITIES)
+    assert set(CHOICES["model.decoder.queries"]) == set(QUERIES)
+    assert configuration_rules.TEMPERATURES == TEMPERATURES
     assert set(CHOICES["model.backbone"]) == set(BACKBONES)
     assert set(CHOICES["model.head"]) == set(HEADS)
+    assert set(CHOICES["model.pixels"]) == set(PIXELS)
     assert set(CHOICES["model.decoder.order"]) == set(ORDERS)
     assert set(CHOICES["model.decoder.memory"]) == set(STRIDES)
     assert set(CHOICES["model.pixel_decoder.name"]) == set(PIXEL_DECODERS)
@@ -293,6 +379,7 @@ def fingerprint(*overrides, files=(("a", 3),), cards=CARDS):
         "evaluation.every=3",
         "checkpoint.keep=9",
         "mode=evaluate",
+        "model.manual.restrict=false",
     ],
 )
 def test_where_and_how_fast_leave_the_fingerprint_alone(override):
@@ -315,6 +402,16 @@ def test_differences_name_key_and_both_values():
 
 def test_equal_fingerprints_have_no_differences():
     assert configuration.differences(fingerprint(), fingerprint()) == []
+
+
+def test_a_workdir_from_before_a_key_goes_on_unless_the_key_says_otherwise():
+    old = {key: value for key, value in fingerprint().items() if key not in configuration.BEFORE}
+    assert configuration.differences(old, fingerprint()) == []
+    assert configuration.differences(old, fingerprint("model.similarity=raw")) == [
+        "model.similarity: cosine in the workdir, raw asked for"
+    ]
+    base = configuration.flat(configuration.load("base"))
+    assert configuration.BEFORE.items() <= base.items()
 
 
 def test_other_files_and_other_cards_are_differences():

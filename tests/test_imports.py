@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Highest first; a module imports from its own layer and from lower ones.
 LAYERS = {
-    "commands": "main cli bench bench_loader pillow_recipe data_command plan",
-    "runs": "train evaluate pretrain",
+    "commands": "main cli bench bench_loader pillow_recipe data_command plan score convert",
+    "runs": "train evaluate pretrain segmenter",
     "parts": (
         "assembly baselines checkpoint contact_sheet flops logs losses metrics optimizer"
         " postprocess programs report scoring sharding state step visualize pipeline models"

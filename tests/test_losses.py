@@ -148,6 +148,23 @@ def test_the_gradient_of_an_uncounted_pixel_is_zero(bucket):
     assert np.abs(gradient[:, :, :, ~uncounted]).max() > 0
 
 
+def test_every_layer_is_supervised_alike(bucket):
+    found = predictions(1, bucket)
+    single = [{key: value[i : i + 1] for key, value in found.items()} for i in range(2)]
+    alone = [float(total(layer, bucket)[0]) for layer in single]
+    loss, parts = total(found, bucket)
+    np.testing.assert_allclose(loss, sum(alone), rtol=1e-5)
+    np.testing.assert_allclose(parts["final"], alone[1], rtol=1e-5)
+
+
+def test_weights_multiply_their_parts(bucket):
+    found = predictions(1, bucket)
+    _, parts = total(found, bucket)
+    _, other = total(found, bucket, classification=3.0, focal=40.0, dice=5.0)
+    for key, factor in (("classification", 3), ("focal", 2), ("dice", 5)):
+        np.testing.assert_allclose(other[key], factor * parts[key], rtol=1e-6)
+
+
 def test_maskformers_rule_counts_uncounted_pixels_as_negative(bucket):
     found = predictions(1, bucket)
     assert float(total(found, bucket)[0]) != float(total(found, bucket, unlabelled="negative")[0])

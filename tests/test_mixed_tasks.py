@@ -93,7 +93,8 @@ def score(sources):
         scoring.EvaluationSet([source[0]], card, dataset)
         for dataset, (card, source) in enumerate(sources)
     ]
-    config = ConfigDict({"evaluation": {"batch": 1, "pictures": 1}, "data": {"threads": 1}})
+    evaluation = {"batch": 1, "pictures": 1, "flip": False, "scales": ()}
+    config = ConfigDict({"evaluation": evaluation, "data": {"threads": 1}})
     return scoring.evaluate_all(Perfect(), sets, config)
 
 

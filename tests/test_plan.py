@@ -63,7 +63,7 @@ def test_the_plan_of_batches_needs_no_data():
     names, batches = plan.batch_plan(config, cards)
     assert names == ["cityscapes", "coco_panoptic/landscape", "coco_panoptic/portrait"]
     assert batches.shapes == [(512, 1024), (800, 1344), (1344, 800)]
-    assert (batches.offsets(batches.cycle) / batches.cycle).tolist() == [2, 1, 1]
+    assert batches.shares.tolist() == [0.5, 0.25, 0.25]
 
 
 def test_a_prediction_is_arithmetic_over_peak():
@@ -75,7 +75,7 @@ def test_a_prediction_is_arithmetic_over_peak():
 
 def test_the_table_names_devices_programs_and_messages(found):
     told = plan.table(found | {"predicted": plan.predict(found, peak=1, efficiency=0.5)})
-    assert told.startswith("2 devices (2 data x 1 fsdp), batch 4; shares repeat every 4 updates")
+    assert told.startswith("2 devices (2 data x 1 fsdp); 4 images an update")
     for words in ("world_patterns", "gradient 4x96x128", "x all-reduce f32", "50% of 1 TFLOP/s"):
         assert words in told
 

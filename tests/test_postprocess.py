@@ -1,8 +1,10 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from lmseg_jax import postprocess
-from lmseg_jax.postprocess import instances_to_semantic, panoptic, semantic
+from lmseg_jax.postprocess import View, instances_to_semantic, panoptic, semantic, semantic_mean
 
 SURE = 12.0  # a logit whose softmax is 1 and whose sigmoid is 1, nearly
 SIZES = {"padded": (3, 4), "network": (3, 4), "size": (3, 4)}
@@ -30,10 +32,13 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 
 
-def slow_scores(logits, masks, *, padded, network, size):
+def slow_scores(logits, masks, *, padded, network, size, resize="scores"):
     """Semantic score maps [K, H, W]."""
     shares = softmax(logits)[:, :-1]
     full = np.stack([bilinear(mask, padded) for mask in masks])[:, : network[0], : network[1]]
+    if resize == "masks":
+        full = np.stack([bilinear(mask, size) for mask in full])
+        return np.einsum("qk,qhw->khw", shares, sigmoid(full))
     scores = np.einsum("qk,qhw->khw", shares, sigmoid(full))
     return np.stack([bilinear(score, size) for score in scores])
 
@@ -105,18 +110,53 @@ GEOMETRIES = [
 ]
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_a_semantic_map_equals_the_formula(geometry, strips):
-    rng = np.random.default_rng(0)
-    logits = (2 * rng.normal(size=(7, 5))).astype(np.float32)
-    masks = (4 * rng.normal(size=(7, 4, 6))).astype(np.float32)
-    labels = semantic(logits, masks, **geometry)
-    scores = slow_scores(logits, masks, **geometry)
-    assert labels.shape == geometry["size"] and labels.dtype == np.int32
+def random_answer(seed, *, spread=2.0):
+    """Logits of 7 queries and 4 classes, and masks of 4x6."""
+    rng = np.random.default_rng(seed)
+    logits = (spread * rng.normal(size=(7, 5))).astype(np.float32)
+    return logits, (4 * rng.normal(size=(7, 4, 6))).astype(np.float32)
+
+
+def check_labels(labels, scores):
+    """Asserts that the labels are those of the highest scores [K, H, W], up to rounding."""
+    assert labels.shape == scores.shape[1:] and labels.dtype == np.int32
     picked = np.take_along_axis(scores, labels[None], axis=0)[0]
-    np.testing.assert_allclose(picked, scores.max(axis=0), rtol=1e-5)  # equal up to rounding
+    np.testing.assert_allclose(picked, scores.max(axis=0), rtol=1e-5)
     assert np.mean(labels == scores.argmax(axis=0)) > 0.99
     assert len(np.unique(labels)) >= 2
+
+
+@pytest.mark.parametrize("resize", ["scores", "masks"])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_a_semantic_map_equals_the_formula(geometry, resize, strips):
+    logits, masks = random_answer(0)
+    labels = semantic(logits, masks, **geometry, resize=resize)
+    check_labels(labels, slow_scores(logits, masks, **geometry, resize=resize))
+
+
+@pytest.mark.parametrize("resize", ["scores", "masks"])
+def test_views_are_averaged_at_the_original_size(resize, strips):
+    """Of three scales, one of them mirrored, with other logits each."""
+    size, views, scores = (13, 19), [], []
+    for i, (padded, network) in enumerate([((16, 24), (13, 19)), ((8, 12), (6, 9))] * 2):
+        logits, masks = random_answer(i, spread=0.5)
+        flipped = i == 1
+        views.append(View(logits, masks, padded, network, flipped))
+        where = {"padded": padded, "network": network, "size": size}
+        score = slow_scores(logits, masks, **where, resize=resize)
+        scores.append(score[:, :, ::-1] if flipped else score)
+    mean = np.mean(scores, axis=0)
+    check_labels(semantic_mean(views, size=size, resize=resize), mean)
+    assert np.mean(mean.argmax(axis=0) != scores[0].argmax(axis=0)) > 0.1  # the others matter
+
+
+def test_a_mirrored_answer_of_a_mirrored_image_changes_nothing():
+    logits, masks = random_answer(3)
+    plain = View(logits, masks, (16, 24), (16, 24))
+    mirrored = View(logits, masks[:, :, ::-1], (16, 24), (16, 24), flipped=True)
+    labels = semantic_mean([plain], size=(13, 21))
+    np.testing.assert_array_equal(semantic_mean([plain, mirrored], size=(13, 21)), labels)
+    np.testing.assert_array_equal(semantic_mean([mirrored], size=(13, 21)), labels)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
@@ -219,3 +259,21 @@ def test_segments_become_classes():
     np.testing.assert_array_equal(labels, [[-1, 4, 0], [0, 4, 4]])
     assert labels.dtype == np.int32
     np.testing.assert_array_equal(instances_to_semantic(segments * 0, []), -np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("resize", ["scores", "masks"])
+def test_memory_is_that_of_strips(resize):
+    """Masks of all queries at full size would be 24 MB, scores of all classes 16 MB."""
+    rng = np.random.default_rng(5)
+    logits = (5 * rng.normal(size=(100, 66))).astype(np.float32)
+    masks = (4 * rng.normal(size=(100, 24, 32))).astype(np.float32)
+    where = {"padded": (96, 128), "network": (90, 120), "size": (200, 300)}
+    rules = {"things": np.arange(65) < 30, "object_mask": 0.0, "overlap": 0.0}
+    tracemalloc.start()
+    try:
+        semantic(logits, masks, **where, resize=resize)
+        panoptic(logits, masks, **where, **rules)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 9e6

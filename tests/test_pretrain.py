@@ -12,6 +12,7 @@ from lmseg_jax import configuration, pretrain, tokenizer
 from lmseg_jax.models.clip import Clip
 from lmseg_jax.pipeline.crops import WORDS, phrases, render_crops, zero_shot
 from lmseg_jax.pretrained import clip
+from lmseg_jax.pretrained import weights as pretrained
 
 ASSETS = Path(pretrain.__file__).parent / "assets"
 FLOORS = {"shape": 80, "color": 85, "texture": 90, "coarse": 88, "stuff": 95}  # percent
@@ -48,11 +49,13 @@ def finished(tmp_path_factory):
 @pytest.mark.slow
 def test_a_short_run_writes_weights_that_its_config_can_load(finished):
     config, workdir = finished
-    weights = clip.read_clip(str(workdir / pretrain.WEIGHTS))
+    weights = pretrained.read(str(workdir / pretrain.WEIGHTS))
     resnet, text = config.model.resnet, config.model.text
-    clip.check_image(weights, depths=resnet.depths, width=resnet.width)
+    pretrained.check_image(
+        weights, backbone="clip_resnet", depths=resnet.depths, width=resnet.width
+    )
     keys = ("width", "layers", "heads", "embedding")
-    clip.check_text(weights, **{key: text[key] for key in keys})
+    pretrained.check_text(weights, **{key: text[key] for key in keys})
 
 
 @pytest.mark.slow
@@ -69,7 +72,7 @@ def test_a_short_run_writes_a_manifest_and_a_row_for_each_update(finished):
 @pytest.mark.slow
 def test_rows_of_unused_tokens_are_those_of_the_seed(finished):
     _, workdir = finished
-    table = clip.read_clip(str(workdir / pretrain.WEIGHTS)).tensors["token_embedding.weight"]
+    table = pretrained.read(str(workdir / pretrain.WEIGHTS)).tensors["token_embedding.weight"]
     np.testing.assert_array_equal(table[30_000], clip.token_table(8, seed=0)[30_000])
     untrained = clip.token_table(8, seed=0)[tokenizer.END]
     assert np.abs(table[tokenizer.END] - untrained).max() > 2e-5
@@ -119,7 +122,7 @@ def test_naming_compares_a_crop_with_the_words_of_one_kind_only():
 
 
 def test_the_shipped_weights_name_unseen_crops():
-    weights = clip.read_clip("worlds-clip")
+    weights = pretrained.read("worlds-clip")
     crops = render_crops(20_000_000, 240, size=64)  # neither trained on nor in the manifest
     graphdef, state = nnx.split(
         nnx.eval_shape(
@@ -128,9 +131,9 @@ def test_the_shipped_weights_name_unseen_crops():
     )
     tree = nnx.to_pure_dict(state)
     tree = {
-        "image": clip.fill_image(weights, tree["image"]),
-        "pool": clip.fill_pool(weights, tree["pool"]),
-        "text": clip.fill_text(weights, tree["text"]),
+        "image": pretrained.fill_image(weights, tree["image"]),
+        "pool": clip.fill_pool(weights.tensors, tree["pool"]),
+        "text": pretrained.fill_text(weights, tree["text"]),
         "logit_scale": weights.tensors["logit_scale"],
     }
 

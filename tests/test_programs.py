@@ -69,8 +69,11 @@ def test_the_size_of_an_array_follows_from_its_type(shape, expected):
 
 def test_parameters_and_moments_are_split_over_fsdp(config, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST", 2**10)
+    vocabulary = assembly.vocabulary_of(config, assembly.load_cards(config))
     whole, split = (
-        assembly.abstract_state(config, sharding.make_mesh(1, fsdp, multiple=8))[0]
+        assembly.abstract_state(
+            config, sharding.make_mesh(1, fsdp, multiple=8), vocabulary=vocabulary
+        )[0]
         for fsdp in (1, 8)
     )
 

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +11,8 @@ from tests.tiny import batch, tiny_config, vocabulary
 
 def make(devices):
     config = tiny_config()
+    config.model.temperature_learned = True
+    config.optimizer.steps, config.optimizer.rate = 1000, 0.03
     mesh = sharding.make_mesh(devices, 1, multiple=2)
     first, shardings = assembly.initial_state(config, mesh)
     step = make_step(
@@ -70,6 +73,21 @@ def test_an_update_trains_prompt_and_adapter_but_not_the_text_tower(one):
     assert int(after.step) == 1
 
 
+def test_a_learned_temperature_never_leaves_its_bounds_and_comes_back(one):
+    step, first, _ = one
+    now, path = jax.tree.map(lambda x: x.copy(), first), []
+    for slope in [1.0] * 6 + [-1.0] * 60 + [1.0] * 20:  # of the loss by the temperature
+        sums = step.zeros(now.params)
+        sums["params"]["head"]["temperature"] = jnp.float32(slope)
+        now, metrics = step.update(now, sums)
+        assert float(metrics["temperature"]) == float(now.params["head"]["temperature"])
+        path.append(float(metrics["temperature"]))
+    assert path[0] == pytest.approx(0.07 - 0.03, abs=1e-3)
+    assert min(path) == path[5] == np.float32(0.01)
+    assert max(path) == path[65] == 1.0
+    assert 0.01 < path[15] < 1 and path[85] < 0.95  # away from either bound within a few updates
+
+
 def test_no_new_program_is_compiled_for_a_shape_seen_before(one):
     step, first, mesh = one
     gradient(step, first, BUCKETS, mesh=mesh, seed=0)
@@ -79,6 +97,39 @@ def test_no_new_program_is_compiled_for_a_shape_seen_before(one):
     assert step.programs() - before <= 1
     gradient(step, first, BUCKETS[::-1], mesh=mesh, seed=4)
     assert step.programs() - before <= 1
+
+
+@pytest.mark.parametrize("head", ["multi_head", "manual_taxonomy"])
+def test_an_update_without_text_has_no_text_in_any_program(head):
+    config = tiny_config()
+    config.model.head, config.model.decoder.order = head, "visual"
+    mesh = sharding.make_mesh(1, 1, multiple=2)
+    optimizer, words = make_optimizer(config.optimizer), vocabulary()
+
+    def begin():
+        weights = state.weights(config.model, 0, vocabulary=words)
+        return state.start(*weights, optimizer, average=False)
+
+    first = jax.eval_shape(begin)
+    step = make_step(
+        config,
+        state.graph(config.model, words),
+        optimizer,
+        vocabulary=words,
+        mesh=mesh,
+        shardings=sharding.state_shardings(first, mesh),
+    )
+    assert not {"text_encoder", "prompt", "adapter"} & {*first.params, *first.frozen}
+    text = step.encode_text.eval_shape(first.params, first.frozen)
+    assert text["embeddings"].shape == (2, 4, 0)
+    totals = step.denominators.eval_shape(BUCKETS[0]["classes"])
+    sums = step.zeros.eval_shape(first.params)
+    found = step.add_gradients.eval_shape(
+        first.params, first.frozen, text, BUCKETS[0], totals, sums, jax.random.key(0)
+    )
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, sums)
+    after, _ = step.update.eval_shape(first, found)
+    assert jax.tree.map(np.shape, after.params) == jax.tree.map(np.shape, first.params)
 
 
 def test_frozen_and_trainable_leaves_join_again():

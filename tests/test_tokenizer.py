@@ -53,6 +53,28 @@ def test_a_name_too_long_for_the_prompt_is_an_error_that_counts_its_tokens():
         tokenize(["dog " * 56], prompt=20)
 
 
+def test_a_template_stands_around_every_name_and_around_background():
+    found = vocabulary([["cat"], ["road, route"]], template="a photo of {name}.")
+    assert found.names == ("cat", "background", "road, route")
+    photo_of = [320, 1125, 539]
+    np.testing.assert_array_equal(
+        found.tokens,
+        [
+            [*photo_of, 2368, 269, END, END, END],
+            [*photo_of, 5994, 269, END, END, END],
+            [*photo_of, 1759, 267, 5261, 269, END],
+        ],
+    )
+
+
+def test_a_name_too_long_for_its_template_is_an_error_that_names_both():
+    with pytest.raises(UserError, match="'dog dog .* in the template 'a photo of {name}' has 68 "):
+        tokenize(["dog " * 65], template="a photo of {name}")
+    assert tokenize(["dog " * 64], template="a photo of {name}").shape == (1, 68)
+    with pytest.raises(UserError, match="class name ' _'"):
+        tokenize([" _"], template="a photo of {name}")
+
+
 def test_an_empty_name_is_an_error():
     with pytest.raises(UserError, match="class name ' _'"):
         tokenize(["car", " _"])

@@ -80,14 +80,14 @@ def load_card(name_or_path: str | Path) -> DatasetCard:
     Raises:
       UserError: there is no such card, or it is wrong; names the file, the key and what it expects.
     """
-    text = str(name_or_path)
-    if text.endswith(".toml") or "/" in text or "\\" in text:
-        path = Path(text)
+    name = str(name_or_path)
+    if name.endswith(".toml") or "/" in name or "\\" in name:
+        path = Path(name)
     else:
-        path = _shipped_folder() / f"{text}.toml"
+        path = _shipped_folder() / f"{name}.toml"
         if not path.is_file():
             raise UserError(
-                f"no card is called {text!r}: use one of {', '.join(shipped_cards())}, "
+                f"no card is called {name!r}: use one of {', '.join(shipped_cards())}, "
                 "or the path of a .toml file"
             )
     try:
@@ -96,16 +96,31 @@ def load_card(name_or_path: str | Path) -> DatasetCard:
         if path.stat().st_size > LARGEST_CARD:
             problem = f"has {path.stat().st_size} bytes, a card {LARGEST_CARD} at most"
             raise UserError(f"{path}: {problem}; name the card itself")
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
     except UserError:
         raise
     except OSError as error:
         raise UserError(f"{path}: cannot read this card: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a TOML file, which is text in UTF-8: {error}") from error
+    return parse_card(text, path=str(path))
+
+
+def parse_card(text: str, *, path: str) -> DatasetCard:
+    """Reads and checks the text of a card.
+
+    Args:
+      text: TOML.
+      path: where it stands, for messages and the card's own `path`.
+
+    Raises:
+      UserError: it is wrong; names the path, the key and what it expects.
+    """
+    try:
+        values = tomllib.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:  # also of numbers and nesting without end
         raise UserError(f"{path}: not a TOML file: {error}") from error
-    return _card(Table(str(path), "", values))
+    return _card(Table(path, "", values))
 
 
 def _shipped_folder() -> Path:

@@ -34,6 +34,10 @@ _STARTS = {  # first bytes of a file -> what it is
 }
 
 
+class ColoredLabels(UserError):
+    """A label file holds colours where one number a pixel is needed."""
+
+
 def read_image(path: str | Path, *, content: bytes | None = None) -> np.ndarray:
     """A picture, uint8 [H, W, 3], RGB. Grey, palette, CMYK and 16-bit files become RGB.
 
@@ -86,7 +90,7 @@ def read_indices(path: str | Path, *, content: bytes | None = None) -> np.ndarra
             f"{path}: a label file with transparency (LA) where one number a pixel is needed; "
             "save it as plain grey or with a palette"
         )
-    raise UserError(
+    raise ColoredLabels(
         f"{path}: a label file with colours ({image.mode}) where one number a pixel is needed; "
         'if its colours mean classes, the card\'s format is "color_png"'
     )

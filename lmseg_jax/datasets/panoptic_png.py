@@ -1,6 +1,7 @@
 """COCO's panoptic format: PNGs of segment ids, and one JSON file that lists the segments."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from lmseg_jax.datasets.card import LARGEST_ID, DatasetCard
 from lmseg_jax.datasets.file_source import UNMAPPED, FileSource, class_table, shortened, unmapped
 from lmseg_jax.datasets.files import filled
 from lmseg_jax.datasets.images import read_colors
-from lmseg_jax.datasets.sample import VOID, Sample
+from lmseg_jax.datasets.sample import VOID, Sample, runs
 from lmseg_jax.errors import UserError
 
 COLUMNS = ("id", "category_id", "area", "iscrowd")
@@ -18,7 +19,10 @@ LIMITS = (2**24 - 1, LARGEST_ID, 2**31 - 1, 1)  # largest value of each column
 
 
 class Annotation(NamedTuple):
-    """What the JSON file says of one image: its PNG, and int32 [N, 4] with COLUMNS."""
+    """What the JSON file says of one image: its PNG, and int32 [N, 4] with COLUMNS.
+
+    Of a prediction only the first columns are read.
+    """
 
     file_name: str
     segments: np.ndarray
@@ -64,25 +68,15 @@ class PanopticPng(FileSource):
     def annotate(self, index: int, image: np.ndarray, name: str, *paths: Path) -> Sample:
         rows = self._segments[self._first[index] : self._first[index + 1]]
         ids, categories, area, crowd = rows.T
-        red, green, blue = np.moveaxis(read_colors(paths[0]), -1, 0)
-        found = red | green.astype(np.int32) << 8 | blue.astype(np.int32) << 16
-        flat = found.ravel()
-        starts = np.flatnonzero(np.append(True, flat[1:] != flat[:-1]))  # runs of one id are few
-        order = np.argsort(ids)
-        known = np.append(np.int32(0), ids[order])
-        place = self._places(flat[starts], known, paths[0])
-
         classes = self._table[categories]
         wrong = np.unique(categories[classes == UNMAPPED])
         if len(wrong):
             raise unmapped(self.card, paths[0], "category id", tuple(map(int, wrong)))
         kept = classes != VOID
-        lookup = np.full(len(known), VOID, np.int32)
-        lookup[1:] = np.where(kept, np.cumsum(kept) - 1, VOID)[order]
-        lengths = np.diff(starts, append=flat.size)
+        numbers = np.where(kept, np.cumsum(kept) - 1, VOID)
         return Sample(
             image=image,
-            segments=np.repeat(lookup[place], lengths).reshape(found.shape),
+            segments=read_segments(paths[0], ids, numbers, listed=self._list),
             classes=classes[kept],
             area=area[kept],
             crowd=crowd[kept] > 0,
@@ -90,37 +84,68 @@ class PanopticPng(FileSource):
             name=name,
         )
 
-    def _places(self, found: np.ndarray, known: np.ndarray, path: Path) -> np.ndarray:
-        """Where each id of the PNG is in `known` (ascending), int [N]; none may be left over."""
-        twice = known[1:][known[1:] == known[:-1]]
-        if len(twice):
-            raise UserError(
-                f"{self._list}: {path.name} has segment {shortened(twice.tolist())} twice; "
-                "each id must be listed once"
-            )
-        place = np.minimum(np.searchsorted(known, found), len(known) - 1)
-        wrong = known[place] != found
-        if wrong.any():
-            ids = np.unique(found[wrong])
-            raise UserError(
-                f"{path}: segment {shortened(ids.tolist())} is not listed in {self._list}; add it "
-                "there, or paint it 0 (void)"
-            )
-        absent = known[np.bincount(place, minlength=len(known)) == 0]
-        absent = absent[absent > 0]
-        if len(absent):
-            raise UserError(
-                f"{self._list}: lists segment {shortened(absent.tolist())} of {path}, which has no "
-                "such pixel; remove it there, or restore the PNG"
-            )
-        return place
+
+def read_segments(path: Path, ids: np.ndarray, values: np.ndarray, *, listed: Path) -> np.ndarray:
+    """Reads a PNG of segment ids, R + 256 G + 65536 B, and looks each of them up.
+
+    Args:
+      path: of the PNG.
+      ids: int [N], of the segments that must be in it, from 1, in any order.
+      values: int [N], what stands for each of them.
+      listed: the JSON file that has the ids, for messages.
+
+    Returns:
+      int32 [H, W], the value of each pixel's segment, -1 where the PNG has 0 (void).
+
+    Raises:
+      UserError: the PNG is broken, an id is listed twice, or one of PNG and list has an id that the
+        other has not.
+    """
+    red, green, blue = np.moveaxis(read_colors(path), -1, 0)
+    found = red | green.astype(np.int32) << 8 | blue.astype(np.int32) << 16
+    starts, lengths = runs(found.ravel())
+    order = np.argsort(ids)
+    known = np.append(np.int32(0), ids[order])
+    place = _places(found.ravel()[starts], known, path, listed)
+    lookup = np.append(VOID, values[order]).astype(np.int32)
+    return np.repeat(lookup[place], lengths).reshape(found.shape)
 
 
-def read_annotations(path: Path) -> list[Annotation]:
+def _places(found: np.ndarray, known: np.ndarray, path: Path, listed: Path) -> np.ndarray:
+    """Where each id of the PNG is in `known` (ascending), int [N]; none may be left over."""
+    twice = known[1:][known[1:] == known[:-1]]
+    if len(twice):
+        raise UserError(
+            f"{listed}: {path.name} has segment {shortened(twice.tolist())} twice; "
+            "each id must be listed once"
+        )
+    place = np.minimum(np.searchsorted(known, found), len(known) - 1)
+    wrong = known[place] != found
+    if wrong.any():
+        ids = np.unique(found[wrong])
+        raise UserError(
+            f"{path}: segment {shortened(ids.tolist())} is not listed in {listed}; add it "
+            "there, or paint it 0 (void)"
+        )
+    absent = known[np.bincount(place, minlength=len(known)) == 0]
+    absent = absent[absent > 0]
+    if len(absent):
+        raise UserError(
+            f"{listed}: lists segment {shortened(absent.tolist())} of {path}, which has no "
+            "such pixel; remove it there, or restore the PNG"
+        )
+    return place
+
+
+def read_annotations(path: Path, *, columns: Sequence[str] = COLUMNS) -> list[Annotation]:
     """Reads a JSON file of COCO's panoptic format, and keeps nothing else of it.
 
     Each object becomes small as soon as it is read: dictionaries of as many segments as COCO has in
     training would take 2.5 times the memory.
+
+    Args:
+      path: of the file.
+      columns: the first of COLUMNS, as many as are needed; predictions have no area.
 
     Raises:
       UserError: the file is missing, no JSON, or not of this format.
@@ -128,9 +153,9 @@ def read_annotations(path: Path) -> list[Annotation]:
 
     def shrink(value: dict) -> object:
         if "segments_info" in value:
-            return Annotation(value.get("file_name"), _rows(value, path))
+            return Annotation(value.get("file_name"), _rows(value, path, columns))
         if "category_id" in value:
-            return tuple(value.get(key) for key in COLUMNS)
+            return tuple(value.get(key) for key in columns)
         return {} if "file_name" in value else value  # nothing of an image is needed
 
     try:
@@ -155,27 +180,28 @@ def read_annotations(path: Path) -> list[Annotation]:
     return annotations
 
 
-def _rows(annotation: dict, path: Path) -> np.ndarray:
-    """The segments of one annotation, int32 [N, 4]."""
+def _rows(annotation: dict, path: Path, columns: Sequence[str]) -> np.ndarray:
+    """The segments of one annotation, int32 [N, number of columns]."""
     name, segments = annotation.get("file_name"), annotation["segments_info"]
     if not isinstance(name, str):
         raise UserError(f"{path}: an annotation has file_name {name!r}; expected its PNG's name")
     if segments == []:
-        return np.zeros((0, len(COLUMNS)), np.int32)
+        return np.zeros((0, len(columns)), np.int32)
     try:
         rows = np.array(segments)
     except (ValueError, OverflowError):
         rows = np.zeros(0)
     if (
         rows.ndim != 2
-        or rows.shape[1] != len(COLUMNS)
+        or rows.shape[1] != len(columns)
         or rows.dtype.kind != "i"
-        or (rows < [1, 0, 0, 0]).any()
-        or (rows > LIMITS).any()
+        or (rows < [1, 0, 0, 0][: len(columns)]).any()
+        or (rows > LIMITS[: len(columns)]).any()
     ):
+        last = ", iscrowd 0 or 1" if "iscrowd" in columns else ""
         raise UserError(
-            f"{path}: the segments_info of {name!r} is wrong; expected {', '.join(COLUMNS)} for "
-            f"each segment: whole numbers, id from 1 to {LIMITS[0]}, iscrowd 0 or 1"
+            f"{path}: the segments_info of {name!r} is wrong; expected {', '.join(columns)} for "
+            f"each segment: whole numbers, id from 1 to {LIMITS[0]}{last}"
         )
     return rows.astype(np.int32)
 

@@ -20,6 +20,8 @@ ORDERS = {
     "visual": ("visual",),  # no category guidance: MaskFormer's decoder
 }
 
+QUERIES = ("zeros", "learned")  # what enters the first layer
+
 
 class DecoderLayer(nnx.Module):
     """Self-attention, the cross-attentions of `order`, feed-forward; each with a norm after it.
@@ -70,8 +72,15 @@ class DecoderLayer(nnx.Module):
 class CategoryDecoder(nnx.Module):
     """Turns learned queries into segment embeddings, guided by the asked categories.
 
-    Source: LMSeg Sec. 3.4; layers follow DETR's decoder as in MaskFormer (post-norm, queries start
-    at zero with a learned position, one final norm shared by the outputs of all layers).
+    Queries start at zero and have a learned position ("zeros"), or a learned embedding enters the
+    first layer itself and nothing is added later ("learned", as in the authors' release).
+
+    The heads get norm(x_l) of every layer l, the next layer gets x_l itself. With `norm_between`
+    x_l is normed before either sees it, so heads get norm(norm(x_l)): what Hugging Face's
+    MaskFormer computes where its decoder has `auxiliary_loss`.
+
+    Source: LMSeg Sec. 3.4; layers follow DETR's decoder as in MaskFormer (post-norm, one final norm
+    shared by the outputs of all layers).
     """
 
     def __init__(
@@ -85,12 +94,30 @@ class CategoryDecoder(nnx.Module):
         feedforward: int,
         dropout: float,
         order: str,
+        start: str = "zeros",
+        project: bool = True,
+        norm_between: bool = False,
         rngs: nnx.Rngs,
     ):
         if order not in ORDERS:
             raise ValueError(f"decoder order {order!r} is not one of {sorted(ORDERS)}")
-        self.project = nnx.Linear(channels, width, kernel_init=caffe_xavier, rngs=rngs)
-        self.position = nnx.Param(initializers.normal(1.0)(rngs.params(), (queries, width)))
+        if start not in QUERIES:
+            raise ValueError(f"decoder queries {start!r} are not one of {QUERIES}")
+        if not project and channels != width:
+            raise ValueError(
+                f"a memory of {channels} channels needs a projection to {width};"
+                " set model.decoder.project"
+            )
+        self.project = (
+            nnx.Linear(channels, width, kernel_init=caffe_xavier, rngs=rngs) if project else None
+        )
+        self.norm_between = norm_between
+        table = nnx.Param(initializers.normal(1.0)(rngs.params(), (queries, width)))
+        if start == "learned":
+            self.embedding = table
+        else:
+            self.position = table
+        self.start = start
         self.layers = nnx.List(
             [
                 DecoderLayer(
@@ -123,16 +150,21 @@ class CategoryDecoder(nnx.Module):
           [L, B, Q, D].
         """
         b, h, w, _ = memory.shape
-        values = self.project(memory).reshape(b, h * w, -1)
+        values = memory if self.project is None else self.project(memory)
+        values = values.reshape(b, h * w, -1)
         keys = values + sine_positions(h, w, values.shape[-1]).reshape(1, h * w, -1)
         sources = {
             "visual": (keys, values, memory_valid.reshape(b, h * w)),
             "text": (text, text, text_valid),
         }
-        position = jnp.broadcast_to(self.position[...][None], (b, *self.position.shape))
-        x = jnp.zeros_like(position)
+        table = self.embedding if self.start == "learned" else self.position
+        table = jnp.broadcast_to(table[...][None], (b, *table.shape))
+        zeros = jnp.zeros_like(table)
+        x, position = (table, zeros) if self.start == "learned" else (zeros, table)
         outputs = []
         for layer in self.layers:
             x = layer(x, position, sources=sources, rngs=rngs)
+            if self.norm_between:
+                x = self.norm(x)
             outputs.append(self.norm(x))
         return jnp.stack(outputs)

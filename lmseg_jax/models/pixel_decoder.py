@@ -17,7 +17,15 @@ class FPN(nnx.Module):
     Source: Lin et al., 2017, with MaskFormer's norms (GroupNorm, no bias beside a norm).
     """
 
-    def __init__(self, channels: dict[str, int], *, width: int, groups: int, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        channels: dict[str, int],
+        *,
+        width: int,
+        groups: int,
+        mask_width: int = 0,
+        rngs: nnx.Rngs,
+    ):
         self.lateral = nnx.List(
             [
                 nnx.Linear(
@@ -34,7 +42,8 @@ class FPN(nnx.Module):
             [Conv3x3(c, width, use_bias=False, kernel_init=caffe_xavier, rngs=rngs) for c in inputs]
         )
         self.output_norm = nnx.List([GroupNorm(width, groups=groups, rngs=rngs) for _ in LEVELS])
-        self.mask_features = Conv3x3(width, width, kernel_init=caffe_xavier, rngs=rngs)
+        mask_width = mask_width or width
+        self.mask_features = Conv3x3(width, mask_width, kernel_init=caffe_xavier, rngs=rngs)
         self.width = width
 
     def __call__(self, features: dict[str, Array]) -> dict[str, Array]:

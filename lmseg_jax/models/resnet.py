@@ -1,8 +1,9 @@
-"""CLIP's form of the ResNet: three-convolution stem, average pools instead of strides.
+"""The ResNet in CLIP's form (three-convolution stem, average pools for strides) and ImageNet's.
 
-Source: Radford et al., 2021; reference section 1.1.
+Source: Radford et al., 2021; He et al., 2016; reference sections 1.1 and 1.3.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -27,6 +28,15 @@ def _group_norm(channels: int, *, rngs: nnx.Rngs) -> norms.GroupNorm:
 NORMS = {"frozen": norms.FrozenNorm, "group": _group_norm, "batch": norms.BatchNorm}
 
 
+def _norm(name: str, *, affine: bool) -> Callable:
+    """Makes norms of a kind; `affine` trains scale and bias of the frozen ones."""
+    if name not in NORMS:
+        raise ValueError(f"unknown norm {name!r}; known: {', '.join(NORMS)}")
+    if affine and name != "frozen":
+        raise ValueError(f"affine is for frozen norms; {name!r} always trains scale and bias")
+    return functools.partial(NORMS[name], affine=True) if affine else NORMS[name]
+
+
 def _spatial(inputs: int, outputs: int, *, stride: int = 1, rngs: nnx.Rngs) -> Conv3x3:
     """3x3 convolution without bias."""
     return Conv3x3(
@@ -45,14 +55,27 @@ def _halve(features: Array) -> Array:
 
 
 class Bottleneck(nnx.Module):
-    """1x1, 3x3, 1x1 convolutions around a shortcut; a stride of 2 is an average pool."""
+    """1x1, 3x3, 1x1 convolutions around a shortcut.
 
-    def __init__(self, inputs: int, planes: int, *, stride: int, norm: Callable, rngs: nnx.Rngs):
+    A stride of 2 is an average pool after the 3x3 convolution and before the shortcut's; with
+    `pooled` off it is the stride of both convolutions.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        planes: int,
+        *,
+        stride: int,
+        norm: Callable,
+        pooled: bool = True,
+        rngs: nnx.Rngs,
+    ):
         outputs = planes * EXPANSION
-        self.stride = stride
+        self.stride, self.pooled = stride, pooled
         self.conv1 = _pointwise(inputs, planes, rngs=rngs)
         self.norm1 = norm(planes, rngs=rngs)
-        self.conv2 = _spatial(planes, planes, rngs=rngs)
+        self.conv2 = _spatial(planes, planes, stride=1 if pooled else stride, rngs=rngs)
         self.norm2 = norm(planes, rngs=rngs)
         self.conv3 = _pointwise(planes, outputs, rngs=rngs)
         self.norm3 = norm(outputs, rngs=rngs)
@@ -62,11 +85,13 @@ class Bottleneck(nnx.Module):
             self.shortcut_norm = norm(outputs, rngs=rngs)
 
     def __call__(self, features: Array, *, train: bool = False) -> Array:
-        """[B, H, W, inputs] -> [B, H // stride, W // stride, 4 planes]."""
+        """[B, H, W, inputs] -> [B, h, w, 4 planes], H / stride rounded down, not `pooled`: up."""
         inner = nnx.relu(self.norm1(self.conv1(features), train=train))
         inner = nnx.relu(self.norm2(self.conv2(inner), train=train))
-        if self.stride > 1:
+        if self.stride > 1 and self.pooled:
             inner, features = _halve(inner), _halve(features)
+        elif self.stride > 1:
+            features = features[:, :: self.stride, :: self.stride]
         inner = self.norm3(self.conv3(inner), train=train)
         if self.projected:
             features = self.shortcut_norm(self.shortcut(features), train=train)
@@ -84,6 +109,36 @@ class StemLayer(nnx.Module):
         return nnx.relu(self.norm(self.conv(features), train=train))
 
 
+def _make_stages(
+    depths: Sequence[int], width: int, *, norm: Callable, pooled: bool, rngs: nnx.Rngs
+) -> nnx.List:
+    """The blocks of res2..res5."""
+    stages, inputs = [], width
+    for stage, depth in enumerate(depths):
+        planes, blocks = width * 2**stage, []
+        for block in range(depth):
+            stride = 2 if block == 0 and stage > 0 else 1
+            blocks.append(
+                Bottleneck(inputs, planes, stride=stride, norm=norm, pooled=pooled, rngs=rngs)
+            )
+            inputs = planes * EXPANSION
+        stages.append(nnx.List(blocks))
+    return nnx.List(stages)
+
+
+def _channels(stages: nnx.List) -> dict[str, int]:
+    return {f"res{i}": blocks[0].conv3.out_features for i, blocks in enumerate(stages, start=2)}
+
+
+def _run_stages(stages: nnx.List, features: Array, *, train: bool) -> dict[str, Array]:
+    outputs = {}
+    for number, blocks in enumerate(stages, start=2):
+        for block in blocks:
+            features = block(features, train=train)
+        outputs[f"res{number}"] = features
+    return outputs
+
+
 class ClipResNet(nnx.Module):
     """The trunk of CLIP's image tower, without the attention pool.
 
@@ -95,6 +150,7 @@ class ClipResNet(nnx.Module):
       width: channels after the stem; res2 has 4 times as many, res5 32 times.
       norm: "frozen" (constants, for pretrained weights), "group" (from scratch) or "batch" (live
         statistics when called with `train=True`; pre-training only).
+      affine: trains scale and bias of frozen norms.
 
     Attributes:
       channels: of each output, a dict with the keys "res2".."res5".
@@ -109,31 +165,19 @@ class ClipResNet(nnx.Module):
         depths: Sequence[int] = (3, 4, 6, 3),
         width: int = 64,
         norm: str = "frozen",
+        affine: bool = False,
         rngs: nnx.Rngs,
     ):
-        if norm not in NORMS:
-            raise ValueError(f"unknown norm {norm!r}; known: {', '.join(NORMS)}")
-        make = NORMS[norm]
+        make = _norm(norm, affine=affine)
         half = width // 2
         sizes = ((3, half, 2), (half, half, 1), (half, width, 1))
         self.stem = nnx.List([StemLayer(a, b, stride=s, norm=make, rngs=rngs) for a, b, s in sizes])
-        stages, inputs = [], width
-        for stage, depth in enumerate(depths):
-            planes, blocks = width * 2**stage, []
-            for block in range(depth):
-                stride = 2 if block == 0 and stage > 0 else 1
-                blocks.append(Bottleneck(inputs, planes, stride=stride, norm=make, rngs=rngs))
-                inputs = planes * EXPANSION
-            stages.append(nnx.List(blocks))
-        self.stages = nnx.List(stages)
+        self.stages = _make_stages(depths, width, norm=make, pooled=True, rngs=rngs)
 
     @property
     def channels(self) -> dict[str, int]:
         """Channels of each output of the call."""
-        return {
-            f"res{number}": blocks[0].conv3.out_features
-            for number, blocks in enumerate(self.stages, start=2)
-        }
+        return _channels(self.stages)
 
     def __call__(self, images: Array, *, train: bool = False) -> dict[str, Array]:
         """Features at four scales.
@@ -145,13 +189,7 @@ class ClipResNet(nnx.Module):
         Returns:
           "res2".."res5" -> f32 [B, h, w, C], strides 4 to 32.
         """
-        features = self.embed(images, train=train)
-        outputs = {}
-        for number, blocks in enumerate(self.stages, start=2):
-            for block in blocks:
-                features = block(features, train=train)
-            outputs[f"res{number}"] = features
-        return outputs
+        return _run_stages(self.stages, self.embed(images, train=train), train=train)
 
     def embed(self, images: Array, *, train: bool = False) -> Array:
         """The stem: [B, H, W, 3] -> [B, H/4, W/4, width]."""
@@ -159,6 +197,70 @@ class ClipResNet(nnx.Module):
         for layer in self.stem:
             features = layer(features, train=train)
         return _halve(features)
+
+
+class ResNet(nnx.Module):
+    """The ResNet of ImageNet classification, without its classifier: torchvision's form.
+
+    A 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2 make the stem; the first block of
+    res3, res4 and res5 has its stride in the 3x3 convolution. Strides are 4, 8, 16 and 32; every
+    one rounds up.
+
+    Args:
+      depths, width, norm, affine: as for `ClipResNet`.
+
+    Attributes:
+      channels: of each output, a dict with the keys "res2".."res5".
+
+    Raises:
+      ValueError: for an unknown norm.
+
+    Source: He et al., 2016; reference section 1.3.
+    """
+
+    def __init__(
+        self,
+        *,
+        depths: Sequence[int] = (3, 4, 6, 3),
+        width: int = 64,
+        norm: str = "frozen",
+        affine: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        make = _norm(norm, affine=affine)
+        self.stem = Stem(width, norm=make, rngs=rngs)
+        self.stages = _make_stages(depths, width, norm=make, pooled=False, rngs=rngs)
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels of each output of the call."""
+        return _channels(self.stages)
+
+    def __call__(self, images: Array, *, train: bool = False) -> dict[str, Array]:
+        """f32 [B, H, W, 3], normalised -> "res2".."res5" f32 [B, h, w, C], strides 4 to 32."""
+        return _run_stages(self.stages, self.stem(images, train=train), train=train)
+
+
+class Stem(nnx.Module):
+    """7x7 convolution of stride 2, norm, ReLU, 3x3 max-pool of stride 2."""
+
+    def __init__(self, width: int, *, norm: Callable, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(
+            3,
+            width,
+            (7, 7),
+            strides=2,
+            padding=3,
+            use_bias=False,
+            kernel_init=_kernel_init,
+            rngs=rngs,
+        )
+        self.norm = norm(width, rngs=rngs)
+
+    def __call__(self, images: Array, *, train: bool = False) -> Array:
+        """[B, H, W, 3] -> [B, H/4, W/4, width]."""
+        features = nnx.relu(self.norm(self.conv(images), train=train))
+        return nnx.max_pool(features, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 class AttentionPool(nnx.Module):

@@ -21,9 +21,9 @@ from absl import flags
 from lmseg_jax.datasets.recipe import Recipe
 from lmseg_jax.datasets.sample import Sample
 from lmseg_jax.errors import UserError
-from lmseg_jax.pipeline import skipping
+from lmseg_jax.pipeline import skipping, transforms
 from lmseg_jax.pipeline.augmentation import augment
-from lmseg_jax.pipeline.buckets import Plan
+from lmseg_jax.pipeline.policies import AnyPlan
 
 UPDATES_AHEAD = 2  # how many updates are read before they are asked for
 
@@ -79,7 +79,7 @@ class Loader:
     def __init__(
         self,
         feeds: Sequence[Feed],
-        plan: Plan,
+        plan: AnyPlan,
         *,
         seed: int,
         max_targets: int,
@@ -94,7 +94,7 @@ class Loader:
 
         Args:
           feeds: the sources, in the order of the plan.
-          plan: which feed gives how many images to which update.
+          plan: which feed gives which images to which update; crops are padded to its shapes.
           seed: of shuffling and augmentation, not negative.
           max_targets: T, segments that a crop may have.
           micro: images of a bucket at most, over all processes; 0 = no limit.
@@ -126,7 +126,8 @@ class Loader:
         self._workers = workers
         self._threads = threads
         self._examples = [
-            _examples(feed, seed, max_targets=max_targets, on_error=on_error) for feed in feeds
+            _examples(feed, seed, shape=shape, max_targets=max_targets, on_error=on_error)
+            for feed, shape in zip(feeds, plan.shapes, strict=True)
         ]
 
     def iterate(self, start: int, stop: int) -> Iterator[Update]:
@@ -164,25 +165,26 @@ class Loader:
 
     def _gather(self, step: int, crops: Iterator[dict[str, Any]]) -> Update:
         buckets, dropped, skipped = [], {}, {}
-        for source, indices in self._share.pieces(step):
-            feed = self._feeds[source]
-            rows = [next(crops) for _ in indices]
+        for places in self._share.pieces(step):
+            feeds = [self._feeds[source] for source, _ in places]
+            rows = [next(crops) for _ in places]
             batch = {
                 key: np.stack([row[key] for row in rows])
                 for key in ("image", "segments", "classes")
             }
-            batch["dataset"] = np.full(len(rows), feed.dataset, np.int32)
+            batch["dataset"] = np.array([feed.dataset for feed in feeds], np.int32)
             buckets.append(batch)
-            lost = sum(int(row["dropped"]) for row in rows)
-            dropped[feed.name] = dropped.get(feed.name, 0) + lost
-            for row in rows:
+            for feed, row in zip(feeds, rows, strict=True):
+                dropped[feed.name] = dropped.get(feed.name, 0) + int(row["dropped"])
                 skipped[feed.name] = skipped.get(feed.name, ()) + row["skipped"]
         return Update(step, buckets, dropped, skipped)
 
 
-def _examples(feed: Feed, seed: int, *, max_targets: int, on_error: str) -> grain.MapDataset:
-    """The endless list of a feed's crops."""
-    seed, augmentation = feed_seed(seed, feed.name), Augment(feed.recipe, max_targets)
+def _examples(
+    feed: Feed, seed: int, *, shape: tuple[int, int], max_targets: int, on_error: str
+) -> grain.MapDataset:
+    """The endless list of a feed's crops, padded to `shape`."""
+    seed, augmentation = feed_seed(seed, feed.name), Augment(feed.recipe, shape, max_targets)
     if on_error == "skip":
         return skipping.examples(feed.name, feed.source, seed=seed, augmentation=augmentation)
     source = grain.MapDataset.source(feed.source)
@@ -194,13 +196,15 @@ class Augment:
     """`augment` with its settings, in the form that Grain calls and pickles."""
 
     recipe: Recipe
+    shape: tuple[int, int]
     max_targets: int
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
         crop = augment(sample, self.recipe, max_targets=self.max_targets, rng=rng)
+        image, segments = transforms.pad(crop.image, crop.segments, size=self.shape)
         return {
-            "image": crop.image,
-            "segments": crop.segments,
+            "image": image,
+            "segments": segments,
             "classes": crop.classes,
             "dropped": crop.dropped,
             "skipped": (),
@@ -211,7 +215,7 @@ class Augment:
 class Share:
     """This host's contiguous part of every piece of the plan."""
 
-    plan: Plan
+    plan: AnyPlan
     micro: int
     process_index: int
     process_count: int
@@ -221,13 +225,13 @@ class Share:
         """Images that this host reads for one update."""
         return self.plan.batch // self.process_count
 
-    def pieces(self, step: int) -> list[tuple[int, range]]:
-        """(source, indices of its examples) of each bucket of an update."""
+    def pieces(self, step: int) -> list[tuple[tuple[int, int], ...]]:
+        """(source, example) of each image of each bucket of an update."""
         result = []
         for piece in self.plan.pieces(step, micro=self.micro):
-            size = piece.size // self.process_count
-            first = piece.start + self.process_index * size
-            result.append((piece.source, range(first, first + size)))
+            size = len(piece) // self.process_count
+            first = self.process_index * size
+            result.append(piece.rows[first : first + size])
         return result
 
 
@@ -244,10 +248,10 @@ class Order(grain.transforms.DatasetSelectionMap):
 
     def __getitem__(self, index: int) -> tuple[int, int]:
         update, row = divmod(index, self._share.rows)
-        for source, indices in self._share.pieces(self._start + update):
-            if row < len(indices):
-                return source, indices[row]
-            row -= len(indices)
+        for places in self._share.pieces(self._start + update):
+            if row < len(places):
+                return places[row]
+            row -= len(places)
         raise IndexError(index)
 
 

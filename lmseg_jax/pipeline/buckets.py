@@ -1,4 +1,7 @@
-"""Which dataset gives how many images to which update, and how they are cut into buckets."""
+"""Which dataset gives how many images to which update, and how they are cut into buckets.
+
+This is the policy "stratified"; those that draw datasets are in `pipeline.policies`.
+"""
 
 import math
 from collections.abc import Sequence
@@ -17,17 +20,17 @@ FINEST_WEIGHT = 1_000  # a weight is read as the nearest fraction with at most t
 
 @dataclass(frozen=True)
 class Piece:
-    """Images of one gradient call.
+    """Images of one gradient call, over all processes; all are of one shape.
 
     Attributes:
-      source: index of the source that gives them.
-      start: how many images of the source come before, counted over the whole run.
-      size: number of images, over all processes.
+      rows: (source, example) of each image: index of the source that gives it, and how many images
+        of that source come before it, counted over the whole run.
     """
 
-    source: int
-    start: int
-    size: int
+    rows: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 class Plan:
@@ -48,6 +51,7 @@ class Plan:
 
     Attributes:
       shapes: (height, width) of each source's crops.
+      shares: float64 [M], part of all images that each source gives.
       batch: images of an update.
       multiple: divides every count.
       cycle: updates after which counts repeat.
@@ -75,11 +79,7 @@ class Plan:
           UserError: `multiple` does not divide `batch`; weights are missing, not positive or not
             met within 10,000 updates.
         """
-        if multiple < 1 or batch < 1 or batch % multiple:
-            raise UserError(
-                f"batching.batch = {batch} is not a multiple of batching.multiple = {multiple}; "
-                "change one of them so that it divides"
-            )
+        check_sizes(batch, multiple)
         self.shapes = [tuple(shape) for shape in shapes]
         self.batch = batch
         self.multiple = multiple
@@ -89,6 +89,11 @@ class Plan:
         self._counts = multiple * table.astype(np.int64)
         self._before = np.zeros((self.cycle + 1, len(self.shapes)), np.int64)
         np.cumsum(self._counts, axis=0, out=self._before[1:])
+        self.shares = self._before[-1] / self._before[-1].sum()
+
+    def describe(self) -> str:
+        """What an update takes, for people."""
+        return f"{self.batch} images an update, shares repeat every {self.cycle} updates"
 
     def counts(self, update: int) -> np.ndarray:
         """int64 [M], images that each source gives to this update."""
@@ -108,28 +113,63 @@ class Plan:
         Raises:
           UserError: `micro` is not a multiple of `multiple`.
         """
-        if micro < 0 or micro % self.multiple:
-            raise UserError(
-                f"batching.micro = {micro} is not a multiple of batching.multiple = "
-                f"{self.multiple}; use 0 or a multiple of it"
-            )
         pieces = []
         offsets = self.offsets(update).tolist()
         for source, count in enumerate(self.counts(update).tolist()):
-            for first in range(0, count, micro or self.batch):
-                size = min(micro or self.batch, count - first)
-                pieces.append(Piece(source, offsets[source] + first, size))
+            rows = [(source, offsets[source] + i) for i in range(count)]
+            pieces += cut(rows, micro=micro, multiple=self.multiple)
         return pieces
 
     def programs(self, *, micro: int = 0) -> list[tuple[int, int, int]]:
         """Every (images, height, width) that a gradient call of this plan can have, sorted."""
         return sorted(
             {
-                (piece.size, *self.shapes[piece.source])
+                (len(piece), *self.shapes[piece.rows[0][0]])
                 for update in range(self.cycle)
                 for piece in self.pieces(update, micro=micro)
             }
         )
+
+
+def check_sizes(batch: int, multiple: int) -> None:
+    """Raises UserError unless `multiple` divides `batch`, both at least 1."""
+    if multiple < 1 or batch < 1 or batch % multiple:
+        raise UserError(
+            f"batching.batch = {batch} is not a multiple of batching.multiple = {multiple}; "
+            "change one of them so that it divides"
+        )
+
+
+def cut(rows: Sequence[tuple[int, int]], *, micro: int, multiple: int) -> list[Piece]:
+    """A bucket in pieces of at most `micro` images; 0 = one piece.
+
+    Raises:
+      UserError: `micro` is not a multiple of `multiple`.
+    """
+    if micro < 0 or micro % multiple:
+        raise UserError(
+            f"batching.micro = {micro} is not a multiple of batching.multiple = {multiple}; "
+            "use 0 or a multiple of it"
+        )
+    size = micro or max(1, len(rows))
+    return [Piece(tuple(rows[first : first + size])) for first in range(0, len(rows), size)]
+
+
+def split_shares(weights: Sequence[float], parts: Sequence[Sequence[int]]) -> list[float]:
+    """Share of each source where datasets are drawn: its dataset's, by numbers of images.
+
+    Args:
+      weights: of the datasets, M positive numbers; empty = uniform.
+      parts: images of each source of each dataset, one or two numbers for each of the M.
+
+    Returns:
+      One share for each source, dataset by dataset; their sum is 1.
+
+    Raises:
+      UserError: as `Plan` on weights that are missing or not positive.
+    """
+    shares = zip(_shares(weights, len(parts)), parts, strict=True)
+    return [float(share * size / sum(sizes)) for share, sizes in shares for size in sizes]
 
 
 def split_weights(weights: Sequence[float], parts: Sequence[Sequence[int]]) -> list[float]:

@@ -23,7 +23,7 @@ def linear(array: np.ndarray) -> np.ndarray:
 
 def convolution(array: np.ndarray) -> np.ndarray:
     """(out, in, height, width) -> (height, width, in, out)."""
-    return array.transpose(2, 3, 1, 0)
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 
 def pointwise(array: np.ndarray) -> np.ndarray:
@@ -77,10 +77,11 @@ def fill(
 
     Raises:
       UserError: names every foreign tensor without a place, every one of our arrays without a
-        value, and every pair of unequal shapes, all at once.
+        value, every pair of unequal shapes, and every tensor that holds no (or no finite) floats,
+        all at once.
     """
     wanted = {path: tuple(leaf.shape) for path, leaf in paths(tree)}
-    found, unused, unequal = {}, [], []
+    found, unused, unequal, odd = {}, [], [], []
     for source, tensor in tensors.items():
         if any(re.fullmatch(pattern, source) for pattern in drop):
             continue
@@ -89,6 +90,10 @@ def fill(
             unused.append(source)
             continue
         array = np.asarray(layout(np.asarray(tensor)), np.float32)
+        if np.asarray(tensor).dtype not in (np.float16, np.float32):
+            odd.append(f"{source} {np.asarray(tensor).dtype}")
+        elif not np.isfinite(array).all():
+            odd.append(f"{source} with NaN or infinity")
         if array.shape != wanted[path]:
             unequal.append(f"{source} {array.shape} for {path} {wanted[path]}")
         found[path] = array
@@ -96,6 +101,7 @@ def fill(
         "without a place in the model": unused,
         "of the model without a value": [path for path in wanted if path not in found],
         "of another shape": unequal,
+        "that hold no finite float16 or float32": odd,
     }
     if any(problems.values()):
         text = "; ".join(f"{what}: {', '.join(items)}" for what, items in problems.items() if items)

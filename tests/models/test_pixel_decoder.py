@@ -25,6 +25,12 @@ def test_levels_have_their_strides(decoder):
     assert shapes == {"pixel4": (1, 16, 16, 8), "pixel8": (1, 8, 8, 8), "pixel16": (1, 4, 4, 8)}
 
 
+def test_mask_features_may_have_a_width_of_their_own():
+    decoder = FPN(CHANNELS, width=8, groups=2, mask_width=6, rngs=nnx.Rngs(0))
+    shapes = jax.tree.map(lambda x: x.shape, jax.eval_shape(decoder, features()))
+    assert shapes == {"pixel4": (1, 16, 16, 6), "pixel8": (1, 8, 8, 8), "pixel16": (1, 4, 4, 8)}
+
+
 @pytest.mark.parametrize("level", ["res2", "res3", "res4", "res5"])
 def test_every_level_reaches_the_mask_features(decoder, level):
     changed = features() | {level: features(1)[level]}

@@ -1,4 +1,4 @@
-"""CLIP's ResNet: sizes, parameter counts, and each norm against NumPy."""
+"""Both forms of the ResNet: sizes, parameter counts, and each norm against NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from lmseg_jax.models.norms import BatchNorm, Constant, FrozenNorm, GroupNorm
-from lmseg_jax.models.resnet import AttentionPool, ClipResNet
+from lmseg_jax.models.resnet import AttentionPool, ClipResNet, ResNet
 
 
 def count(model, kind):
@@ -38,6 +38,76 @@ def test_feature_sizes(height, width, sizes):
 
     shapes = jax.eval_shape(features, image)
     assert [shapes[f"res{i}"].shape[1:3] for i in range(2, 6)] == sizes
+
+
+def test_the_imagenet_form_has_torchvisions_parameters():
+    # torchvision's resnet50 has 25,557,032; its classifier 2048 x 1000 + 1000 of them
+    trunk = 25_557_032 - 2_049_000
+    # norms: 64; then blocks x (planes, planes, 4 planes) and one shortcut of 4 planes a stage
+    norms = 64 + sum(n * 6 * p + 4 * p for n, p in ((3, 64), (4, 128), (6, 256), (3, 512)))
+    model = nnx.eval_shape(lambda: ResNet(rngs=nnx.Rngs(0)))
+    assert norms == 26_560
+    assert count(model, nnx.Param) == trunk - 2 * norms == 23_454_912
+    assert count(model, Constant) == 4 * norms
+    assert model.channels == {"res2": 256, "res3": 512, "res4": 1024, "res5": 2048}
+    affine = nnx.eval_shape(lambda: ResNet(affine=True, rngs=nnx.Rngs(0)))
+    assert count(affine, nnx.Param) == trunk
+    assert count(affine, Constant) == 2 * norms
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "sizes"),
+    [
+        (224, 224, [(56, 56), (28, 28), (14, 14), (7, 7)]),
+        (250, 333, [(63, 84), (32, 42), (16, 21), (8, 11)]),  # every stride rounds up
+    ],
+)
+def test_feature_sizes_of_the_imagenet_form(height, width, sizes):
+    image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+
+    def features(image):
+        return ResNet(depths=(1, 1, 1, 1), width=4, rngs=nnx.Rngs(0))(image)
+
+    shapes = jax.eval_shape(features, image)
+    assert [shapes[f"res{i}"].shape[1:3] for i in range(2, 6)] == sizes
+
+
+def test_the_imagenet_stem_and_a_strided_block_equal_sums_over_windows():
+    rng = np.random.default_rng(0)
+    model = ResNet(depths=(1, 1, 1, 1), width=2, norm="frozen", rngs=nnx.Rngs(0))
+    image = rng.normal(size=(1, 9, 8, 3)).astype(np.float32)
+
+    def convolve(x, kernel, *, stride, padding):
+        k = kernel.shape[0]
+        x = np.pad(x, ((padding, padding), (padding, padding), (0, 0)))
+        rows, columns = ((n - k) // stride + 1 for n in x.shape[:2])
+        at = [np.s_[i * stride : i * stride + k] for i in range(max(rows, columns))]
+        return np.array(
+            [
+                [np.einsum("hwc,hwco->o", x[at[i], at[j]], kernel) for j in range(columns)]
+                for i in range(rows)
+            ]
+        )
+
+    def arrays(*layers):
+        return [np.asarray(layer.kernel[...]) for layer in layers]
+
+    one = 1 / np.sqrt(1 + 1e-5)  # a new frozen norm
+    (kernel,) = arrays(model.stem.conv)
+    stem = np.maximum(convolve(image[0], kernel, stride=2, padding=3) * one, 0)  # [5, 4, 2]
+    padded = np.pad(stem, ((1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    pooled = np.array(
+        [[padded[i : i + 3, j : j + 3].max((0, 1)) for j in (0, 2)] for i in (0, 2, 4)]
+    )
+    np.testing.assert_allclose(model.stem(image)[0], pooled, atol=1e-5)
+
+    block = model.stages[1][0]  # 8 -> 4 -> 4 -> 16 channels, stride 2
+    x = rng.normal(size=(5, 4, 8)).astype(np.float32)
+    first, second, third, shortcut = arrays(block.conv1, block.conv2, block.conv3, block.shortcut)
+    inner = np.maximum(x @ first * one, 0)
+    inner = np.maximum(convolve(inner, second, stride=2, padding=1) * one, 0)  # [3, 2, 4]
+    expected = np.maximum(inner @ third * one + x[::2, ::2] @ shortcut * one, 0)
+    np.testing.assert_allclose(block(x[None])[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["frozen", "group", "batch"])

@@ -82,9 +82,17 @@ def test_a_dataset_with_half_the_weight_comes_every_second_update():
 
 def test_pieces_follow_each_other_and_cover_the_bucket():
     plan = Plan([SQUARE, (64, 128)], (3, 1), batch=16, multiple=2)
-    found = [(piece.source, piece.start, piece.size) for piece in plan.pieces(1, micro=8)]
+    found = [(*piece.rows[0], len(piece)) for piece in plan.pieces(1, micro=8)]
     assert found == [(0, 12, 8), (0, 20, 4), (1, 4, 4)]
-    assert [piece.size for piece in plan.pieces(1)] == [12, 4]
+    assert [len(piece) for piece in plan.pieces(1)] == [12, 4]
+    rows = [row for piece in plan.pieces(1, micro=8) for row in piece.rows]
+    assert rows == [(0, i) for i in range(12, 24)] + [(1, i) for i in range(4, 8)]
+
+
+def test_shares_are_the_weights_and_a_plan_says_what_it_does():
+    plan = Plan([SQUARE] * 3, (0.5, 0.25, 0.25), batch=16, multiple=8)
+    np.testing.assert_allclose(plan.shares, [0.5, 0.25, 0.25])
+    assert plan.describe() == "16 images an update, shares repeat every 2 updates"
 
 
 def test_programs_are_the_distinct_shapes_of_pieces():

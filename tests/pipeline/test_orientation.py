@@ -6,7 +6,7 @@ from lmseg_jax.datasets.sample import Sample
 from lmseg_jax.errors import UserError
 from lmseg_jax.pipeline.augmentation import FIXED_RECIPE
 from lmseg_jax.pipeline.batches import Feed, Loader
-from lmseg_jax.pipeline.buckets import Plan, split_weights
+from lmseg_jax.pipeline.buckets import Plan, split_shares, split_weights
 from lmseg_jax.pipeline.orientation import by_orientation, image_sizes, padding
 
 SIZES = [(30, 40), (40, 30), (20, 50), (35, 35), (50, 20), (24, 36), (36, 27), (30, 40)] * 8
@@ -169,3 +169,12 @@ def test_two_parts_share_the_weight_by_their_images(weights, parts, expected):
     np.testing.assert_allclose(found, expected, atol=1)
     if expected and max(expected) > 2:
         assert all(isinstance(value, int) for value in found) and sum(found) <= 10_000
+
+
+def test_where_datasets_are_drawn_two_parts_have_exactly_their_shares():
+    found = split_shares((2, 3, 1), [[100], [871, 352], [40]])
+    expected = [2 / 6, 3 / 6 * 871 / 1223, 3 / 6 * 352 / 1223, 1 / 6]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(split_shares((), [[5], [100_000, 1]])[2], 0.5 / 100_001, rtol=1e-12)
+    with pytest.raises(UserError, match="batching.weights has 2 numbers for 3 datasets"):
+        split_shares((1, 2), [[5], [7], [9]])

@@ -1,4 +1,4 @@
-"""Foreign CLIP weights: golden values of the towers, strictness, and the shipped worlds-clip."""
+"""Towers filled with foreign CLIP weights against the original's outputs; worlds-clip files."""
 
 from pathlib import Path
 
@@ -7,20 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
+from lmseg_jax import tokenizer
 from lmseg_jax.errors import UserError
 from lmseg_jax.models.resnet import AttentionPool, ClipResNet
 from lmseg_jax.models.text_encoder import TextEncoder
 from lmseg_jax.pretrained import clip
+from lmseg_jax.pretrained import weights as pretrained
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
-ASSETS = Path(clip.__file__).parents[1] / "assets"
 
 
 @pytest.fixture(scope="module")
 def weights():
-    return clip.read_clip(str(FIXTURES / "clip_rn_tiny.safetensors"))
+    return pretrained.read(str(FIXTURES / "clip_rn_tiny.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def text_tower():
 
 
 def test_trunk_equals_the_original(weights, golden):
-    model = filled(trunk(), clip.fill_image, weights)
+    model = filled(trunk(), pretrained.fill_image, weights)
     images = golden["image"].transpose(0, 2, 3, 1)
     outputs = jax.jit(lambda images: {"stem": model.embed(images)} | model(images))(images)
     for name, features in outputs.items():
@@ -53,90 +54,51 @@ def test_trunk_equals_the_original(weights, golden):
 
 
 def test_pooled_image_features_equal_the_original(weights, golden):
-    model = filled(trunk(norm="batch"), clip.fill_image, weights)
+    model = filled(trunk(norm="batch"), pretrained.fill_image, weights)
     pool = filled(
-        lambda: AttentionPool(2, 512, heads=8, output=32, rngs=nnx.Rngs(0)), clip.fill_pool, weights
+        lambda: AttentionPool(2, 512, heads=8, output=32, rngs=nnx.Rngs(0)),
+        clip.fill_pool,
+        weights.tensors,
     )
     images = golden["image_square"].transpose(0, 2, 3, 1)
     features = jax.jit(lambda images: pool(model(images)["res5"]))(images)
     np.testing.assert_allclose(features, golden["image_features"], rtol=1e-4, atol=1e-4)
 
 
-def test_text_features_equal_the_original(weights, golden):
-    model = filled(text_tower, clip.fill_text, weights)
-    features = jax.jit(model.encode)(golden["tokens"].astype(np.int32))
+def test_text_features_equal_the_original(text_model, golden):
+    features = jax.jit(text_model.encode)(golden["tokens"].astype(np.int32))
     np.testing.assert_allclose(features, golden["text_features"], rtol=1e-4, atol=1e-4)
 
 
-def test_sizes_follow_from_the_shapes(weights):
-    assert weights.image_config == {"depths": (2, 1, 2, 1), "width": 16}
-    assert weights.text_config == {"width": 16, "layers": 3, "heads": 2, "embedding": 32}
+@pytest.fixture(scope="module")
+def text_model(weights):
+    return filled(text_tower, pretrained.fill_text, weights)
 
 
-def test_half_precision_becomes_float32(tmp_path, golden):
-    tensors = load_file(FIXTURES / "clip_rn_tiny.safetensors")
-    halved = {n: t.astype(np.float16) for n, t in tensors.items() if n.startswith("visual.")}
-    save_file(halved, tmp_path / "half.safetensors")
-    half = clip.read_clip(str(tmp_path / "half.safetensors"))
-    tree = clip.fill_image(half, nnx.to_pure_dict(nnx.state(nnx.eval_shape(trunk()))))
-    assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {np.dtype(np.float32)}
+def test_text_behind_a_prompt_equals_the_original(text_model, golden):
+    """The prompt is what the original reads first: "a photo of a", then comes "cat"."""
+    tokens = golden["tokens"][0].astype(np.int32)
+    assert tokens[:7].tolist() == [tokenizer.START, 320, 1125, 539, 320, 2368, tokenizer.END]
+    prompt = text_model.tokens[...][tokens[1:5]]
+    name = np.concatenate([tokens[5:7], [tokenizer.END] * 3])[None]  # our padding is EOT, not 0
+    features = jax.jit(text_model.encode_prompted)(prompt, name)
+    np.testing.assert_allclose(features[0], golden["text_features"][0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_config_of_another_size_is_told_key_and_both_values(weights):
-    with pytest.raises(UserError, match=r"model\.resnet\.width is 64, the weights have 16"):
-        clip.check_image(weights, depths=(2, 1, 2, 1), width=64)
-    with pytest.raises(UserError, match=r"model\.text\.heads is 8, the weights have 2"):
-        clip.check_text(weights, width=16, layers=3, heads=8, embedding=32)
-
-
-def test_weights_that_fit_pass_the_check(weights):
-    clip.check_image(weights, depths=[2, 1, 2, 1], width=16)
-    clip.check_text(weights, width=16, layers=3, heads=2, embedding=32)
-
-
-def test_unused_and_unfilled_names_are_all_reported_at_once(weights):
-    tree = nnx.to_pure_dict(nnx.state(nnx.eval_shape(trunk(depths=(1, 2, 2, 1)))))
-    with pytest.raises(UserError) as error:
-        clip.fill_image(weights, tree)
-    assert "visual.layer1.1.conv3.weight" in str(error.value)  # theirs only
-    assert "stages/1/1/norm2/var" in str(error.value)  # ours only
-
-
-def test_unequal_shapes_are_reported_with_both(weights):
-    tree = nnx.to_pure_dict(nnx.state(nnx.eval_shape(trunk(width=8))))
-    with pytest.raises(
-        UserError, match=r"visual\.conv1\.weight \(3, 3, 3, 8\) for .*\(3, 3, 3, 4\)"
-    ):
-        clip.fill_image(weights, tree)
-
-
-def test_group_norms_cannot_be_filled(weights):
-    tree = nnx.to_pure_dict(nnx.state(nnx.eval_shape(trunk(norm="group"))))
-    with pytest.raises(UserError, match=r"without a place.*visual\.bn1\.running_mean"):
-        clip.fill_image(weights, tree)
-
-
-def test_a_missing_file_names_what_the_key_takes():
-    with pytest.raises(UserError, match=r"no such file; pretrained\.image .* worlds-clip"):
-        clip.read_clip("nowhere.safetensors")
-
-
-def test_weights_that_were_never_downloaded_say_how_to_get_them(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
-    with pytest.raises(UserError, match="hf download timm/resnet50_clip.openai"):
-        clip.read_clip("openai/rn50")
-
-
-def test_a_file_without_clip_names_is_refused(tmp_path):
-    save_file({"layer.weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="starts with layer.weight"):
-        clip.read_clip(str(tmp_path / "other.safetensors"))
-
-
-def test_a_file_that_is_no_safetensors_is_refused(tmp_path):
-    (tmp_path / "broken.safetensors").write_bytes(b"not a header")
-    with pytest.raises(UserError, match="not a readable safetensors file"):
-        clip.read_clip(str(tmp_path / "broken.safetensors"))
+def test_names_that_datasets_share_get_the_plain_towers_embeddings(text_model):
+    """Each name once behind a prompt, against whole sequences of 77 for every name."""
+    datasets = (("road", "traffic sign", "sky"), ("Sky", "hair drier"))
+    words = tokenizer.vocabulary(datasets)
+    assert len(words.tokens) == 5  # sky and background are shared
+    ids = [320, 1125, 539, 320, 1759, 5994, 893, 264]
+    prompt = text_model.tokens[...][np.array(ids)]
+    got = jax.jit(text_model.encode_prompted)(prompt, words.tokens)[words.index]
+    for m, names in enumerate(datasets):
+        whole = tokenizer.tokenize_full([*names, "background"])
+        whole = np.concatenate([whole[:, :1], np.tile(ids, (len(whole), 1)), whole[:, 1:-8]], 1)
+        expected = jax.jit(text_model.encode)(whole.astype(np.int32))
+        assert (whole[:, 9:] == tokenizer.END).any(axis=1).all()
+        np.testing.assert_allclose(got[m, : len(whole)], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_written_weights_read_back_equal(tmp_path):
@@ -159,14 +121,36 @@ def test_written_weights_read_back_equal(tmp_path):
     trees["text"]["tokens"] = table
     path = tmp_path / "small.safetensors"
     clip.write_clip(path, **trees, logit_scale=2.5, rows=np.array([7, 9]), seed=5, heads=2)
-    weights = clip.read_clip(str(path))
+    weights = pretrained.read(str(path))
     assert weights.text_config["heads"] == 2
     jax.tree.map(
-        np.testing.assert_array_equal, clip.fill_image(weights, trees["image"]), trees["image"]
+        np.testing.assert_array_equal,
+        pretrained.fill_image(weights, trees["image"]),
+        trees["image"],
     )
     jax.tree.map(
-        np.testing.assert_array_equal, clip.fill_pool(weights, trees["pool"]), trees["pool"]
+        np.testing.assert_array_equal, clip.fill_pool(weights.tensors, trees["pool"]), trees["pool"]
     )
     jax.tree.map(
-        np.testing.assert_array_equal, clip.fill_text(weights, trees["text"]), trees["text"]
+        np.testing.assert_array_equal, pretrained.fill_text(weights, trees["text"]), trees["text"]
     )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token_embedding.rows": np.array([3, 49408], np.int32)},
+        {"token_embedding.rows": np.array([-1, 3], np.int32)},
+        {"token_embedding.rows": np.array([3], np.int32)},
+        {"token_embedding.rows": np.array([3.0, 4.0], np.float32)},
+        {"token_embedding.values": np.zeros(2, np.float16)},
+    ],
+)
+def test_rows_that_belong_to_no_table_are_refused(tmp_path, change):
+    tensors = {
+        "token_embedding.rows": np.array([3, 4], np.int32),
+        "token_embedding.values": np.zeros((2, 8), np.float16),
+    }
+    save_file(tensors | change, tmp_path / "x.safetensors", metadata={"token_embedding_seed": "0"})
+    with pytest.raises(UserError, match="do not belong together"):
+        pretrained.read(str(tmp_path / "x.safetensors"))

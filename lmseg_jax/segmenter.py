@@ -1,0 +1,320 @@
+"""A trained model ready to be asked: any image, in a trained taxonomy's words or in any others."""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from lmseg_jax import assembly, checkpoint, configuration, state, tokenizer
+from lmseg_jax.datasets.card import parse_card
+from lmseg_jax.datasets.recipe import TestRule
+from lmseg_jax.errors import UserError
+from lmseg_jax.models.lmseg import MULTIPLE
+from lmseg_jax.pretrained import converted
+from lmseg_jax.taxonomy import Taxonomy, from_names, plain
+
+PROGRAMS = 16  # compiled programs that are kept; each takes megabytes
+WORDS = 64  # lists of names whose embeddings are kept
+FEWEST_NAMES, FEWEST_TOKENS = 16, 4  # more are padded to a power of two, so programs are shared
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """A taxonomy that the model was trained on, and how its images are segmented.
+
+    Attributes:
+      taxonomy: names, in the order of the model's classes.
+      test: size that images are resized to, None where that is unknown.
+      object_mask, overlap: panoptic thresholds.
+    """
+
+    taxonomy: Taxonomy
+    test: TestRule | None = None
+    object_mask: float = 0.8
+    overlap: float = 0.8
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Names on the device.
+
+    Attributes:
+      text: `embeddings` f32 [M, K, D] and `valid` bool [M, K] of the model's call.
+      dataset: row of `text`.
+      columns: columns of each class, background last; several where a class has several words.
+    """
+
+    text: dict[str, jax.Array]
+    dataset: int
+    columns: tuple[tuple[int, ...], ...]
+
+
+def load(path: str | Path) -> "Segmenter":
+    """A segmenter from what training or `lmseg convert` wrote; needs no config file and no data.
+
+    Args:
+      path: workdir of a training run (its newest checkpoint; the moving average of the weights
+        where there is one), or folder of a whole converted model.
+
+    Raises:
+      UserError: there is no such checkpoint, it is broken, or it holds no segmentation model.
+    """
+    folder = Path(path).expanduser()
+    if converted.is_one(folder):
+        return _of_converted(folder)
+    if (folder / "run.json").is_file():
+        return _of_workdir(folder)
+    raise UserError(
+        f"{path}: neither the workdir of a training run (run.json) nor a converted model"
+        f" ({converted.MANIFEST}); name the folder that --workdir or --output named"
+    )
+
+
+class Segmenter:
+    """Weights on one device, and the words they were trained with.
+
+    Programs are compiled once for each image size and number of names (padded to a power of two),
+    embeddings of names computed once; the last ones are kept. Several threads may ask at once.
+
+    Args:
+      model: `config.model` of a run.
+      params, frozen: weights, nested dicts of arrays.
+      spaces: the label spaces of training by name, in the order of the model's datasets.
+      vocabulary: tokens, index and valid of their names; see `assembly.vocabulary_of`.
+    """
+
+    def __init__(
+        self,
+        model: ConfigDict,
+        params: dict,
+        frozen: dict,
+        *,
+        spaces: Mapping[str, LabelSpace],
+        vocabulary: Mapping[str, np.ndarray],
+    ):
+        self.model = model
+        self.spaces = dict(spaces)
+        self.vocabulary = dict(vocabulary)
+        self.params, self.frozen = jax.device_put((params, frozen))
+        graphdef = state.graph(model, vocabulary)
+
+        def encode(params, frozen, tokens, index, valid):
+            return state.merge(graphdef, params, frozen).encode_text(tokens, index, valid)
+
+        def predict(params, frozen, text, dataset, image, valid):
+            whole = state.merge(graphdef, params, frozen)
+            found = whole(image[None], text, dataset[None], valid=valid[None], last=True)
+            return found["logits"][0, 0], found["masks"][0, 0]
+
+        self._encode, self._predict = jax.jit(encode), jax.jit(predict)
+        self._programs: OrderedDict[tuple, jax.stages.Compiled] = OrderedDict()
+        self._words: OrderedDict[tuple, Asked] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def taxonomies(self) -> dict[str, Taxonomy]:
+        """The taxonomies of training by name."""
+        return {name: space.taxonomy for name, space in self.spaces.items()}
+
+    def raw(
+        self,
+        image: np.ndarray,
+        *,
+        taxonomy: str | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What the network says about an image as it is: normalised, neither resized nor padded.
+
+        Args:
+          image: uint8 [H, W, 3], RGB; H and W are multiples of 32.
+          taxonomy: ask in the words of one of `taxonomies`, which may be left out if there is only
+            one; or
+          classes: ask in these words, for heads that read text. Commas part words for one class
+            ("car, truck, bus"): its probability is the sum of theirs.
+
+        Returns:
+          Class logits f32 [Q, names + 1], background last, and mask logits f32 [Q, H/4, W/4]
+          before the sigmoid, both of the last decoder layer.
+
+        Raises:
+          ValueError: the image has another type or size, there is no such taxonomy, the model
+            cannot read words, or it is not said what to look for.
+        """
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"image is {image.dtype} {image.shape}; expected uint8 [H, W, 3], RGB")
+        height, width = image.shape[:2]
+        if not height or not width or height % MULTIPLE or width % MULTIPLE:
+            raise ValueError(
+                f"image is {height} x {width}; height and width must be multiples of {MULTIPLE}:"
+                " pad or resize it first"
+            )
+        asked = self._asked(taxonomy, classes)
+        return self._run(image, np.ones(image.shape[:2], bool), asked)
+
+    def _run(
+        self, image: np.ndarray, valid: np.ndarray, asked: Asked
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`raw` of checked arguments; valid bool [H, W] is False where the image is padding."""
+        operands = (
+            self.params, self.frozen, asked.text, np.int32(asked.dataset), image, valid
+        )  # fmt: skip
+        key = (image.shape, asked.text["valid"].shape)
+        with self._lock:
+            if key not in self._programs:
+                self._programs[key] = self._predict.lower(*operands).compile()
+                if len(self._programs) > PROGRAMS:
+                    self._programs.popitem(last=False)
+            self._programs.move_to_end(key)
+            program = self._programs[key]
+        logits, masks = jax.device_get(program(*operands))
+        return _by_class(logits, asked.columns), masks
+
+    def _asked(self, taxonomy: str | None, classes: Sequence[str] | None) -> Asked:
+        """The words of a call, embedded."""
+        if taxonomy is None and classes is None and len(self.spaces) == 1:
+            (taxonomy,) = self.spaces
+        if (taxonomy is None) == (classes is None):
+            raise UserError("give either taxonomy= or classes=; one of them says what to look for")
+        if classes is not None:
+            if self.model.head != "text":
+                raise UserError(
+                    f"this model has head {self.model.head!r}, whose classes are fixed: give"
+                    f" taxonomy= one of {', '.join(self.spaces)}"
+                )
+            if isinstance(classes, str):
+                raise UserError(f"classes={classes!r}: is one text; give a list, one text a class")
+            words = tuple(_words(text) for text in classes)
+            if not words:
+                raise UserError("classes=[]: is empty; name one class or more")
+            _distinct(words)
+        else:
+            if taxonomy not in self.spaces:
+                known = ", ".join(self.spaces)
+                raise UserError(f"taxonomy={taxonomy!r}: not one of the model's, which are {known}")
+            words = ()
+        key = words or taxonomy
+        with self._lock:
+            if key not in self._words:
+                self._words[key] = self._read(words) if words else self._trained(taxonomy)
+                if len(self._words) > WORDS:
+                    self._words.popitem(last=False)
+            self._words.move_to_end(key)
+            return self._words[key]
+
+    def _read(self, words: Sequence[Sequence[str]]) -> Asked:
+        """Any words and background, as the only row of the text, padded."""
+        names = [plain(word) for texts in words for word in texts]
+        of_text = self.model.text
+        rows = tokenizer.vocabulary([names], prompt=of_text.prompt, template=of_text.template)
+        count = len(names) + 1
+        k = _at_least(count, FEWEST_NAMES)
+        s = _at_least(rows.tokens.shape[1], FEWEST_TOKENS)
+        s = min(s, tokenizer.LENGTH - 1 - of_text.prompt)
+        tokens = np.full((k, s), tokenizer.END, np.int32)
+        tokens[:count, : rows.tokens.shape[1]] = rows.tokens[rows.index[0]]
+        index, valid = np.arange(k, dtype=np.int32)[None], np.arange(k)[None] < count
+        text = self._encode(self.params, self.frozen, tokens, index, valid)
+        ends = np.cumsum([len(texts) for texts in words])
+        columns = [tuple(range(e - len(texts), e)) for e, texts in zip(ends, words, strict=True)]
+        return Asked(text, 0, (*columns, (count - 1,)))
+
+    def _trained(self, taxonomy: str) -> Asked:
+        """A taxonomy of training, in the words of training."""
+        text = self._encode(self.params, self.frozen, **self.vocabulary)
+        dataset = list(self.spaces).index(taxonomy)
+        count = len(self.spaces[taxonomy].taxonomy) + 1
+        return Asked(text, dataset, tuple((i,) for i in range(count)))
+
+
+def _of_workdir(folder: Path) -> Segmenter:
+    """From run.json and the newest checkpoint."""
+    path = folder / "run.json"
+    try:
+        run = json.loads(path.read_text())
+        values, texts = run["config"], run["cards"]
+        mode, average = values["mode"], values["optimizer"]["average"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: broken ({error}); start the run again to write it") from error
+    if mode == "pretrain":
+        raise UserError(f"{folder}: holds a CLIP from pre-training, no segmentation model")
+    config = configuration.restored(values, where=str(path))
+    spaces, cards = {}, []
+    for name, text in texts.items():
+        card = parse_card(text, path=f"{path}, card {name}")
+        cards.append(card)
+        spaces[name] = LabelSpace(card.taxonomy, card.test, card.object_mask, card.overlap)
+    vocabulary = assembly.vocabulary_of(config, cards)
+    shapes = jax.eval_shape(lambda: state.weights(config.model, config.seed, vocabulary=vocabulary))
+    name = "average" if average else "params"
+    found = checkpoint.read_weights(
+        folder / assembly.CHECKPOINTS,
+        names=(name, "frozen"),
+        expected={name: shapes[0], "frozen": shapes[1]},
+    )
+    return Segmenter(
+        config.model, found[name], found["frozen"], spaces=spaces, vocabulary=vocabulary
+    )
+
+
+def _of_converted(folder: Path) -> Segmenter:
+    """From the manifest and weights of a converted model."""
+    found = converted.read(folder)
+    path = folder / converted.MANIFEST
+    if "head" not in found.model:
+        raise UserError(
+            f"{folder}: holds pretrained towers, no segmentation model; train with"
+            f" --config.pretrained.image={folder}"
+        )
+    model = configuration.restored({"model": found.model}, where=str(path)).model
+    try:
+        test = TestRule(**found.test) if found.test else None
+        spaces = {
+            name: LabelSpace(from_names(entry["names"], name=name), test)
+            for name, entry in found.taxonomies.items()
+        }
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path}: broken ({error}); convert the weights again") from error
+    names = [space.taxonomy.names for space in spaces.values()]
+    vocabulary = assembly.vocabulary_of_names(model, names)
+    shapes = jax.eval_shape(lambda: state.weights(model, 0, vocabulary=vocabulary))
+    checkpoint.compare(shapes, (found.params, found.frozen), where=folder)
+    return Segmenter(model, found.params, found.frozen, spaces=spaces, vocabulary=vocabulary)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """The words for one class."""
+    words = tuple(word.strip() for word in text.split(","))
+    if not all(words):
+        raise UserError(f"class {text!r}: has an empty word; write words with commas between them")
+    return words
+
+
+def _distinct(words: Sequence[Sequence[str]]) -> None:
+    """Refuses a word that stands twice: its probability would be cut in half."""
+    seen = set()
+    for word in (plain(word) for texts in words for word in texts):
+        if word in seen:
+            raise UserError(f"classes: {word!r} stands there twice; name it once")
+        seen.add(word)
+
+
+def _at_least(count: int, least: int) -> int:
+    """The smallest power of two times `least` that holds `count`."""
+    while least < count:
+        least *= 2
+    return least
+
+
+def _by_class(logits: np.ndarray, columns: Sequence[Sequence[int]]) -> np.ndarray:
+    """Logits [Q, classes + 1]: log-sum-exp over the columns of a class, so probabilities add up."""
+    if all(len(places) == 1 for places in columns):
+        return logits[:, [places[0] for places in columns]]
+    classes = [np.logaddexp.reduce(logits[:, list(places)], axis=1) for places in columns]
+    return np.stack(classes, axis=1)
