@@ -9,7 +9,8 @@ demo: .venv/.installed
 	$(BIN)/python -m lmseg_jax.main --config configs/demo.py --workdir runs/demo
 
 test: .venv/.installed-test
-	$(CACHE) $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(CACHE) $(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .

@@ -25,3 +25,11 @@ if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain workers read absl flags
+
+# Files that take minutes, longest first: begun early, they do not leave other cores idle at the end.
+LONG = ("test_train.py", "test_step.py", "test_own_data.py", "test_main.py", "test_installed.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the tests of long files first; the order within a file stays."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
