@@ -26,7 +26,7 @@ if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain workers read absl flags
 
-# Files that take minutes, longest first: begun early, they do not leave other cores idle at the end.
+# Files that take minutes, longest first: begun early, they leave no core idle at the end.
 LONG = ("test_train.py", "test_step.py", "test_own_data.py", "test_main.py", "test_installed.py")
 
 
