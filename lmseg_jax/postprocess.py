@@ -105,6 +105,22 @@ def semantic_mean(
     return labels
 
 
+def semantic_scored(
+    view: View, *, size: tuple[int, int], resize: str = "scores"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class of each pixel as by `semantic`, int32 [H, W], and how sure it is, float32 [H, W].
+
+    The latter is the share of that class in the sum of all classes' scores, 0..1.
+    """
+    labels, shares = np.empty(size, np.int32), np.empty(size, np.float32)
+    part = _scorer(view, size=size, resize=resize)
+    for strip in _strips(size[0], max(view.logits.shape) * max(size[1], view.network[1])):
+        scores = part(strip)
+        labels[strip] = scores.argmax(axis=1)
+        shares[strip] = scores.max(axis=1) / np.maximum(scores.sum(axis=1), 1e-12)
+    return labels, shares
+
+
 def _scorer(view: View, *, size: tuple[int, int], resize: str) -> Callable[[slice], np.ndarray]:
     """Gives rows of the scores at the original size: slice -> [rows, K, W], a new array."""
     weights = np.ascontiguousarray(_softmax(view.logits)[:, :-1].T)  # [K, Q]

@@ -4,17 +4,30 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
-from lmseg_jax import assembly, checkpoint, configuration, state, tokenizer
-from lmseg_jax.datasets.card import parse_card
+from lmseg_jax import (
+    assembly,
+    checkpoint,
+    configuration,
+    label_space,
+    postprocess,
+    scoring,
+    segmentation,
+    state,
+    tokenizer,
+)
+from lmseg_jax.datasets.card import TASKS, parse_card
 from lmseg_jax.datasets.recipe import TestRule
+from lmseg_jax.datasets.sample import PADDING, Sample
 from lmseg_jax.errors import UserError
+from lmseg_jax.label_space import LabelSpace
 from lmseg_jax.models.lmseg import MULTIPLE
 from lmseg_jax.pretrained import converted
 from lmseg_jax.taxonomy import Taxonomy, from_names, plain
@@ -22,22 +35,6 @@ from lmseg_jax.taxonomy import Taxonomy, from_names, plain
 PROGRAMS = 16  # compiled programs that are kept; each takes megabytes
 WORDS = 64  # lists of names whose embeddings are kept
 FEWEST_NAMES, FEWEST_TOKENS = 16, 4  # more are padded to a power of two, so programs are shared
-
-
-@dataclass(frozen=True)
-class LabelSpace:
-    """A taxonomy that the model was trained on, and how its images are segmented.
-
-    Attributes:
-      taxonomy: names, in the order of the model's classes.
-      test: size that images are resized to, None where that is unknown.
-      object_mask, overlap: panoptic thresholds.
-    """
-
-    taxonomy: Taxonomy
-    test: TestRule | None = None
-    object_mask: float = 0.8
-    overlap: float = 0.8
 
 
 @dataclass(frozen=True)
@@ -133,10 +130,7 @@ class Segmenter:
 
         Args:
           image: uint8 [H, W, 3], RGB; H and W are multiples of 32.
-          taxonomy: ask in the words of one of `taxonomies`, which may be left out if there is only
-            one; or
-          classes: ask in these words, for heads that read text. Commas part words for one class
-            ("car, truck, bus"): its probability is the sum of theirs.
+          taxonomy, classes: what to look for, see `segment`.
 
         Returns:
           Class logits f32 [Q, names + 1], background last, and mask logits f32 [Q, H/4, W/4]
@@ -155,8 +149,92 @@ class Segmenter:
                 f"image is {height} x {width}; height and width must be multiples of {MULTIPLE}:"
                 " pad or resize it first"
             )
-        asked = self._asked(taxonomy, classes)
-        return self._run(image, np.ones(image.shape[:2], bool), asked)
+        _, words = label_space.look_up(self.spaces, taxonomy, classes, head=self.model.head)
+        return self._run(image, np.ones(image.shape[:2], bool), self._asked(taxonomy, words))
+
+    def segment(
+        self,
+        image: np.ndarray | Image.Image | str | Path,
+        classes: Sequence[str] | None = None,
+        *,
+        taxonomy: str | None = None,
+        task: str = "semantic",
+        things: Sequence[str] | None = None,
+        scores: bool = False,
+    ) -> segmentation.Segmentation:
+        """Finds classes in an image of any size.
+
+        The image is resized by the test rule of the taxonomy (of the first one of a union; of
+        training's first one for free words) and padded right and bottom to multiples of 32, so a
+        program is compiled at most once for each such canvas; the last 16 are kept.
+
+        Args:
+          image: uint8 [H, W, 3], [H, W, 4] (alpha is dropped) or [H, W]; a PIL image or a path.
+          classes: any words, for heads that read text. Commas part words for one class
+            ("sofa, couch"): its probability is the sum of theirs. Their order only numbers them.
+          taxonomy: one of `taxonomies`, which may be left out if there is only one; for heads that
+            read text also a shipped card that the model was not trained on, or a union "a+b",
+            whose equal names count once. With `classes`, which must then be names of it: only
+            these, with their ids and colours.
+          task: "semantic", a class for each pixel, or "panoptic", segments that may leave pixels
+            empty.
+          things: which of the classes have instances. None = as the taxonomy says; free words are
+            things, except those that are stuff wherever training names them.
+          scores: True fills `Segmentation.scores`.
+
+        Raises:
+          UserError: the image cannot be read, or see `raw`.
+        """
+        if task not in TASKS:
+            raise UserError(f"task={task!r}: expected one of {', '.join(TASKS)}")
+        space, words = label_space.look_up(self.spaces, taxonomy, classes, head=self.model.head)
+        if things is not None:
+            space = replace(space, taxonomy=label_space.with_things(space.taxonomy, things))
+        pixels = segmentation.pixels(image)
+        height, width = pixels.shape[:2]
+        none = np.zeros(0, np.int32)
+        void = np.full((height, width), -1, np.int32)
+        sample = Sample(pixels, void, none, none, none.astype(bool), "", "")
+        item = scoring.prepare(
+            sample, space.test or TestRule(min(height, width), max(height, width))
+        )
+        asked = self._asked(taxonomy, words)
+        logits, masks = self._run(item.image, item.segments != PADDING, asked)
+        found = space.taxonomy
+        if task == "panoptic":
+            segments, info = postprocess.panoptic(
+                logits,
+                masks,
+                padded=item.image.shape[:2],
+                network=item.network,
+                size=(height, width),
+                things=found.things,
+                object_mask=space.object_mask,
+                overlap=space.overlap,
+            )
+            labels = void if not info else postprocess.instances_to_semantic(segments, info)
+            shares = np.array([0.0] + [segment["score"] for segment in info], np.float32)[segments]
+        else:
+            view = postprocess.View(logits, masks, item.image.shape[:2], item.network)
+            resize = "masks" if space.task == "panoptic" else "scores"
+            labels, shares = postprocess.semantic_scored(view, size=(height, width), resize=resize)
+            segments = labels + 1
+            info = [
+                {
+                    "id": int(k) + 1,
+                    "category": int(k),
+                    "thing": bool(found.things[k]),
+                    "score": float(shares[labels == k].mean()),
+                }
+                for k in np.unique(labels)
+            ]
+        return segmentation.Segmentation(
+            labels,
+            segments,
+            segmentation.described(segments, info),
+            found,
+            shares if scores else None,
+        )
 
     def _run(
         self, image: np.ndarray, valid: np.ndarray, asked: Asked
@@ -176,29 +254,10 @@ class Segmenter:
         logits, masks = jax.device_get(program(*operands))
         return _by_class(logits, asked.columns), masks
 
-    def _asked(self, taxonomy: str | None, classes: Sequence[str] | None) -> Asked:
+    def _asked(self, taxonomy: str | None, words: tuple[tuple[str, ...], ...]) -> Asked:
         """The words of a call, embedded."""
-        if taxonomy is None and classes is None and len(self.spaces) == 1:
+        if taxonomy is None and not words:
             (taxonomy,) = self.spaces
-        if (taxonomy is None) == (classes is None):
-            raise UserError("give either taxonomy= or classes=; one of them says what to look for")
-        if classes is not None:
-            if self.model.head != "text":
-                raise UserError(
-                    f"this model has head {self.model.head!r}, whose classes are fixed: give"
-                    f" taxonomy= one of {', '.join(self.spaces)}"
-                )
-            if isinstance(classes, str):
-                raise UserError(f"classes={classes!r}: is one text; give a list, one text a class")
-            words = tuple(_words(text) for text in classes)
-            if not words:
-                raise UserError("classes=[]: is empty; name one class or more")
-            _distinct(words)
-        else:
-            if taxonomy not in self.spaces:
-                known = ", ".join(self.spaces)
-                raise UserError(f"taxonomy={taxonomy!r}: not one of the model's, which are {known}")
-            words = ()
         key = words or taxonomy
         with self._lock:
             if key not in self._words:
@@ -249,7 +308,7 @@ def _of_workdir(folder: Path) -> Segmenter:
     for name, text in texts.items():
         card = parse_card(text, path=f"{path}, card {name}")
         cards.append(card)
-        spaces[name] = LabelSpace(card.taxonomy, card.test, card.object_mask, card.overlap)
+        spaces[name] = label_space.of_card(card)
     vocabulary = assembly.vocabulary_of(config, cards)
     shapes = jax.eval_shape(lambda: state.weights(config.model, config.seed, vocabulary=vocabulary))
     name = "average" if average else "params"
@@ -276,7 +335,13 @@ def _of_converted(folder: Path) -> Segmenter:
     try:
         test = TestRule(**found.test) if found.test else None
         spaces = {
-            name: LabelSpace(from_names(entry["names"], name=name), test)
+            name: LabelSpace(
+                label_space.marked(
+                    from_names(entry["names"], name=name),
+                    entry["things"] or [True] * len(entry["names"]),  # unknown: all are things
+                ),
+                test,
+            )
             for name, entry in found.taxonomies.items()
         }
     except (TypeError, KeyError) as error:
@@ -286,23 +351,6 @@ def _of_converted(folder: Path) -> Segmenter:
     shapes = jax.eval_shape(lambda: state.weights(model, 0, vocabulary=vocabulary))
     checkpoint.compare(shapes, (found.params, found.frozen), where=folder)
     return Segmenter(model, found.params, found.frozen, spaces=spaces, vocabulary=vocabulary)
-
-
-def _words(text: str) -> tuple[str, ...]:
-    """The words for one class."""
-    words = tuple(word.strip() for word in text.split(","))
-    if not all(words):
-        raise UserError(f"class {text!r}: has an empty word; write words with commas between them")
-    return words
-
-
-def _distinct(words: Sequence[Sequence[str]]) -> None:
-    """Refuses a word that stands twice: its probability would be cut in half."""
-    seen = set()
-    for word in (plain(word) for texts in words for word in texts):
-        if word in seen:
-            raise UserError(f"classes: {word!r} stands there twice; name it once")
-        seen.add(word)
 
 
 def _at_least(count: int, least: int) -> int:

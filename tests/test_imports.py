@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Highest first; a module imports from its own layer and from lower ones.
 LAYERS = {
-    "commands": "main cli bench bench_loader pillow_recipe data_command plan score convert",
+    "commands": "main cli bench bench_loader pillow_recipe data_command plan score convert predict",
     "runs": "train evaluate pretrain segmenter",
     "parts": (
-        "assembly baselines checkpoint contact_sheet flops logs losses metrics optimizer"
-        " postprocess programs report scoring sharding state step visualize pipeline models"
+        "assembly baselines checkpoint contact_sheet flops label_space logs losses metrics optimizer"
+        " postprocess programs report scoring segmentation sharding state step visualize pipeline models"
         " pretrained"
     ),
     "pieces": "matcher tokenizer configuration configuration_rules datasets",
