@@ -16,6 +16,7 @@ COMMANDS = {
         "write a card, check a dataset, look at samples, list cards",
     ),
     "plan": ("lmseg_jax.plan", "what a run would take on devices that need not be here"),
+    "predict": ("lmseg_jax.predict", "segment images in any words"),
     "score": ("lmseg_jax.score", "score the saved predictions of any model"),
 }
 

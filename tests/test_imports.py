@@ -16,9 +16,9 @@ LAYERS = {
     "commands": "main cli bench bench_loader pillow_recipe data_command plan score convert predict",
     "runs": "train evaluate pretrain segmenter",
     "parts": (
-        "assembly baselines checkpoint contact_sheet flops label_space logs losses metrics optimizer"
-        " postprocess programs report scoring segmentation sharding state step visualize pipeline models"
-        " pretrained"
+        "assembly baselines checkpoint contact_sheet flops label_space logs losses metrics"
+        " optimizer postprocess programs report scoring segmentation sharding state step visualize"
+        " pipeline models pretrained"
     ),
     "pieces": "matcher tokenizer configuration configuration_rules datasets",
     "ground": "taxonomy errors",

@@ -290,5 +290,5 @@ def test_the_only_taxonomy_need_not_be_named(maskformer):
 
 
 def test_a_head_with_fixed_classes_reads_no_words(maskformer):
-    with pytest.raises(UserError, match="head 'linear', whose classes are fixed: give only taxonomy="):
+    with pytest.raises(UserError, match="head 'linear', whose classes are fixed: give only"):
         maskformer.raw(np.zeros((32, 32, 3), np.uint8), classes=["car"])

@@ -158,7 +158,15 @@ def image_keys(source: Source) -> list[tuple[str, ...]]:
     Folders are part of it only where two images have the same stem, and no more of them than it
     takes; all keys are of the same length.
     """
-    paths = [PurePosixPath(source.files(index)[0]) for index in range(len(source))]
+    return path_keys([PurePosixPath(source.files(index)[0]) for index in range(len(source))])
+
+
+def path_keys(paths: Sequence[PurePosixPath]) -> list[tuple[str, ...]]:
+    """`image_keys` of files that are no dataset.
+
+    Raises:
+      UserError: two files differ in their suffix only.
+    """
     depth = 1
     while len({_key(path, depth=depth) for path in paths}) < len(paths):
         depth += 1

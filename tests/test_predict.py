@@ -1,0 +1,118 @@
+"""`lmseg predict` and back through `lmseg score`, on a tiny tree and a model of random weights."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from lmseg_jax import assembly, cli, predict, scoring, segmenter, sharding, state
+from lmseg_jax.datasets.card import load_card
+from lmseg_jax.datasets.formats import open_source
+from lmseg_jax.label_space import of_card
+from tests.predictions import run
+from tests.tiny import tiny_config
+from tests.tiny_tree import CARD, write_tree
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tree")
+    return root, write_tree(
+        root, sizes=((60, 80), (80, 60), (60, 80)), card=CARD.replace("train = 8", "train = 3")
+    )
+
+
+@pytest.fixture(scope="module")
+def parts(tree):
+    config, card = tiny_config(), load_card(tree[1])
+    words = assembly.vocabulary_of(config, [card])
+    shapes = jax.eval_shape(lambda: state.weights(config.model, 0, vocabulary=words))
+    rng = np.random.default_rng(0)
+    weights = jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes)
+    return config, card, words, weights
+
+
+@pytest.fixture(scope="module")
+def model(parts):
+    config, card, words, weights = parts
+    return segmenter.Segmenter(
+        config.model, *weights, spaces={card.name: of_card(card)}, vocabulary=words
+    )
+
+
+@pytest.fixture
+def command(model, tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "load", lambda path: model)
+
+    def command(*more, source=tree[0] / "images"):
+        flags = ["--checkpoint", "x", "--input", str(source), "--output", str(tmp_path / "out")]
+        return cli.main(["predict", *flags, *more])
+
+    return command
+
+
+@pytest.fixture(scope="module", autouse=True)
+def images(tree):
+    (tree[0] / "images").mkdir()
+    for path in (tree[0] / "train").glob("*.jpg"):
+        (tree[0] / "images" / path.name).write_bytes(path.read_bytes())
+
+
+def test_predict_then_score_gives_evaluations_numbers(command, parts, tree, tmp_path):
+    config, card, words, weights = parts
+    assert command("--taxonomy", "tiny") == 0
+    found = run(tree[1], "train", root=tree[0], folder=tmp_path / "out/labels")
+    mesh = sharding.local_mesh()
+    network = scoring.Network(state.graph(config.model, words), words, mesh)
+    network.load(*jax.device_put(weights, sharding.replicated(mesh)))
+    data = scoring.EvaluationSet(open_source(card, "train", root=str(tree[0])), card, 0)
+    expected, _ = scoring.evaluate_set(network, data, batch=1, threads=1)
+    assert found["miou"] == pytest.approx(expected["miou"], abs=0.05)  # sums in another order
+    assert (tmp_path / "out/overlays/0.png").is_file()
+
+
+def test_free_words_are_numbered_and_a_second_run_skips(command, tmp_path, capsys):
+    assert command("--classes", "box; sofa, couch", "--no-overlay") == 0
+    ids = np.unique(np.asarray(Image.open(tmp_path / "out/labels/1.png")))
+    assert set(ids.tolist()) <= {1, 2}
+    assert command("--classes", "box; sofa, couch", "--no-overlay") == 0
+    assert "0 images segmented, 3 were there" in capsys.readouterr().out
+    assert command("--classes", "box; cat") == 2
+    assert "an earlier run had another names" in capsys.readouterr().err
+    assert command("--classes", "box; cat", "--no-overlay", "--force") == 0
+
+
+def test_panoptic_pngs_and_list_are_cocos(command, model, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    easy = {k: replace(v, object_mask=0.0, overlap=0.0) for k, v in model.spaces.items()}
+    monkeypatch.setattr(model, "spaces", easy)
+    assert command("--taxonomy", "tiny", "--task", "panoptic", "--no-overlay") == 0
+    whole = json.loads((tmp_path / "out/panoptic/predictions.json").read_text())
+    assert [row["file_name"] for row in whole["annotations"]] == ["0.png", "1.png", "2.png"]
+    assert [row["id"] for row in whole["categories"]] == [0, 1]
+    for row in whole["annotations"]:
+        red, green, blue = np.moveaxis(
+            np.array(Image.open(tmp_path / "out/panoptic" / row["file_name"])).astype(int), -1, 0
+        )
+        ids, areas = np.unique(red + 256 * green + 65536 * blue, return_counts=True)
+        listed = {info["id"]: info["area"] for info in row["segments_info"]}
+        assert {i: a for i, a in zip(ids, areas, strict=True) if i} == listed
+
+
+def test_a_bad_file_is_named_at_the_end_and_the_others_are_done(command, tree, tmp_path, capsys):
+    folder = tmp_path / "in"
+    for name in ("a/0.jpg", "b/0.jpg"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes((tree[0] / "images/0.jpg").read_bytes())
+    (folder / "b/1.png").write_bytes(b"nothing")
+    assert command("--classes", "box", source=folder) == 2
+    assert "1 could not be read, the first:" in capsys.readouterr().err
+    labels = sorted(
+        p.relative_to(tmp_path / "out/labels").as_posix()
+        for p in (tmp_path / "out/labels").rglob("*.png")
+    )
+    assert labels == ["a/0.png", "b/0.png"]
+    assert command("--classes", "box", source=tmp_path / "none") == 2
