@@ -1,6 +1,7 @@
 """`lmseg predict` and back through `lmseg score`, on a tiny tree and a model of random weights."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -85,8 +86,6 @@ def test_free_words_are_numbered_and_a_second_run_skips(command, tmp_path, capsy
 
 
 def test_panoptic_pngs_and_list_are_cocos(command, model, tmp_path, monkeypatch):
-    from dataclasses import replace
-
     easy = {k: replace(v, object_mask=0.0, overlap=0.0) for k, v in model.spaces.items()}
     monkeypatch.setattr(model, "spaces", easy)
     assert command("--taxonomy", "tiny", "--task", "panoptic", "--no-overlay") == 0
