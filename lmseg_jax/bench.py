@@ -1,10 +1,10 @@
-"""`lmseg bench loader`: how fast training data is read and augmented."""
+"""`lmseg bench loader|step|inference`: how fast data is read, a model trains, and it answers."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmseg_jax import bench_loader, configuration, report
+from lmseg_jax import bench_inference, bench_loader, bench_step, configuration, report
 from lmseg_jax.errors import UserError
 
 
@@ -25,20 +25,41 @@ def main(argv: Sequence[str]) -> int:
     loader.add_argument("--config", required=True, help="a .py file, or the name of a shipped one")
     loader.add_argument("--images", type=int, default=64, help="images of each dataset in a run")
     loader.add_argument("--runs", type=int, default=5, help="alternating runs, of which the median")
-    loader.add_argument("--json", default="", metavar="FILE", help="write the numbers here, too")
+    step = commands.add_parser(
+        "step",
+        help="seconds, FLOPs and memory of an update of the paper's model, and its parts",
+        epilog="--config.KEY=VALUE overrides a key of lmseg_semantic.",
+        allow_abbrev=False,
+    )
+    step.add_argument("--size", type=int, default=256, help="of the square images")
+    step.add_argument("--batch", type=int, default=2, help="images of an update")
+    step.add_argument("--head", choices=bench_step.HEADS, default="text")
+    step.add_argument("--targets", type=int, default=24, help="segments of an image")
+    step.add_argument("--slots", type=int, default=0, help="room for segments; 0 = --targets")
+    step.add_argument("--runs", type=int, default=5, help="updates, of which the median")
+    inference = commands.add_parser(
+        "inference",
+        help="seconds an image of LMSeg with cached names, beside MaskFormer with a linear head",
+        epilog="--config.KEY=VALUE overrides a key of lmseg_semantic.",
+        allow_abbrev=False,
+    )
+    inference.add_argument("--size", type=int, default=512, help="of the square image")
+    inference.add_argument("--runs", type=int, default=11, help="alternating runs, and the median")
+    for command in (loader, step, inference):
+        command.add_argument("--json", default="", metavar="FILE", help="write the numbers here")
     options, rest = parser.parse_known_args(argv)
     stray = [argument for argument in rest if not argument.startswith("--config.")]
     if stray:
         raise UserError(f"{stray[0]}: no such flag; keys are set by --config.key=value")
-    for flag in ("images", "runs"):
-        if getattr(options, flag) < 1:
+    for flag in ("images", "runs", "batch", "targets"):
+        if getattr(options, flag, 1) < 1:
             raise UserError(f"--{flag} is {getattr(options, flag)}; expected at least 1")
-    config = configuration.load(options.config, rest)
-    configuration.check(config)
-    if not config.data.train:
-        raise UserError(f"{options.config}: data.train names no dataset; there is nothing to load")
-    found = bench_loader.measure(config, images=options.images, runs=options.runs)
-    print(bench_loader.table(found))
+    size = getattr(options, "size", 32)
+    if size < 32 or size % 32:
+        raise UserError(f"--size is {size}; expected a multiple of 32")
+    run = {"loader": _loader, "step": _step, "inference": _inference}[options.command]
+    found, text = run(options, rest)
+    print(text)
     if options.json:
         try:
             report.write_json(Path(options.json), found)
@@ -46,3 +67,31 @@ def main(argv: Sequence[str]) -> int:
             problem = f"cannot write: {error.strerror or error}"
             raise UserError(f"--json {options.json}: {problem}") from error
     return 0
+
+
+def _loader(options: argparse.Namespace, overrides: list[str]) -> tuple[dict, str]:
+    config = configuration.load(options.config, overrides)
+    configuration.check(config)
+    if not config.data.train:
+        raise UserError(f"{options.config}: data.train names no dataset; there is nothing to load")
+    found = bench_loader.measure(config, images=options.images, runs=options.runs)
+    return found, bench_loader.table(found)
+
+
+def _step(options: argparse.Namespace, overrides: list[str]) -> tuple[dict, str]:
+    slots = options.slots or options.targets
+    if slots < options.targets:
+        raise UserError(f"--slots is {slots}; expected at least --targets, {options.targets}")
+    config = bench_step.paper_config(
+        options.head, batch=options.batch, slots=slots, overrides=tuple(overrides)
+    )
+    found = bench_step.measure(
+        config, size=options.size, targets=options.targets, runs=options.runs
+    )
+    return found, bench_step.table(found)
+
+
+def _inference(options: argparse.Namespace, overrides: list[str]) -> tuple[dict, str]:
+    configs = bench_inference.paper_configs(tuple(overrides))
+    found = bench_inference.measure(configs, size=options.size, runs=options.runs)
+    return found, bench_inference.table(found)

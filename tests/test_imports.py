@@ -13,7 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Highest first; a module imports from its own layer and from lower ones.
 LAYERS = {
-    "commands": "main cli bench bench_loader pillow_recipe data_command plan score convert predict",
+    "commands": (
+        "main cli bench bench_loader pillow_recipe data_command plan score convert predict"
+        " bench_step bench_parts bench_text bench_inference"
+    ),
     "runs": "train evaluate pretrain segmenter",
     "parts": (
         "assembly baselines checkpoint contact_sheet flops label_space logs losses metrics"

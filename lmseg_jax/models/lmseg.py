@@ -171,6 +171,19 @@ class LMSeg(nnx.Module):
         x = jnp.where(valid[..., None], x, 0)
         features = self.backbone(x)
         features |= self.pixel_decoder(features)
+        return self.answer(features, text, dataset, valid=valid, last=last, rngs=rngs)
+
+    def answer(
+        self,
+        features: dict[str, Array],
+        text: dict[str, Array],
+        dataset: Array,
+        *,
+        valid: Array,
+        last: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> dict[str, Array]:
+        """Predictions from the levels of backbone and pixel decoder; the rest as in a call."""
         seen = jnp.ones_like(valid) if self.padding_seen else valid
         queries = self.decoder(
             features[self.memory],
