@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,13 @@ from ml_collections import ConfigDict
 from lmseg_jax import losses, matcher
 from lmseg_jax.state import TrainState, merge
 
-OF_FEATURES = {"fpn": ("pixel_decoder",), "decoder": ("decoder", "mask_head", "head", "query_mlp")}
-OF_TEXT = ("prompt", "adapter", "adapter_norm")
+# Parameters that each part has gradients of.
+PARTS = {
+    "backbone": ("backbone",),
+    "fpn": ("pixel_decoder",),
+    "decoder": ("decoder", "mask_head", "head", "query_mlp"),
+    "text": ("prompt", "adapter", "adapter_norm"),
+}
 
 
 def measure(
@@ -47,69 +53,51 @@ def measure(
       mesh: of one device.
       runs: timed calls of each part, after one that is not.
     """
-    params, frozen = state.params, state.frozen
+    whole = (state.params, state.frozen)  # an argument: as a constant it would be folded away
     key = jax.random.key(0)
-
-    def model_with(part: dict):
-        return merge(graphdef, params | part, frozen)
+    words, index, valid = (jnp.asarray(vocabulary[name]) for name in ("tokens", "index", "valid"))
 
     def part_of(names: Sequence[str]) -> dict:
-        return {name: params[name] for name in names if name in params}
+        return {name: state.params[name] for name in names if name in state.params}
 
-    def both_ways(forward: Callable, names: Sequence[str], inputs) -> float:
-        """Forward and backward, with the outputs as their own cotangents."""
+    def model_of(whole, part: dict):
+        params, frozen = whole
+        return merge(graphdef, params | part, frozen)
 
-        def run(part, inputs):
-            out, back = jax.vjp(forward, part, inputs)
-            return back(out)
+    def see(whole, part, images):
+        return model_of(whole, part).backbone(images)
 
-        return seconds(run, part_of(names), inputs, runs=runs)
+    def pyramid(whole, part, levels):
+        return model_of(whole, part).pixel_decoder(levels)
 
-    images = jax.random.normal(key, bucket["image"].shape)
-    b, height, width, _ = images.shape
-    valid = jnp.ones((b, height, width), bool)
-    backbone = part_of(["backbone"])
-
-    def see(part, images):
-        return model_with(part).backbone(images)
-
-    def see_both_ways(part, images):  # images have no gradient
-        out, back = jax.vjp(lambda part: see(part, images), part)
-        return back(out)
-
-    def decode(part, features):
-        model = model_with(part)
-        return model.answer(
+    def decode(whole, part, features):
+        b, height, width, _ = features["levels"]["pixel4"].shape
+        return model_of(whole, part).answer(
             features["levels"],
-            {"embeddings": features["text"], "valid": jnp.asarray(vocabulary["valid"])},
-            bucket["dataset"],
-            valid=valid,
+            {"embeddings": features["text"], "valid": valid},
+            jnp.zeros(b, jnp.int32),
+            valid=jnp.ones((b, 4 * height, 4 * width), bool),
             rngs=nnx.Rngs(dropout=key),
         )
 
-    def pyramid(part, features):
-        return model_with(part).pixel_decoder(features)
+    def names(whole, part):
+        return model_of(whole, part).encode_text(words, index, valid)["embeddings"]
 
-    def names(part):
-        return model_with(part).encode_text(
-            vocabulary["tokens"], vocabulary["index"], vocabulary["valid"]
-        )["embeddings"]
+    def both_ways(forward: Callable) -> Callable:
+        """Forward and backward, with the outputs as their own cotangents."""
 
-    def names_backward(part, cotangent):
-        return jax.vjp(names, part)[1](cotangent)
+        def run(whole, *inputs):
+            out, back = jax.vjp(lambda *inputs: forward(whole, *inputs), *inputs)
+            return back(out)
 
-    levels = jax.jit(see)(backbone, images)
-    text = jax.jit(names)(part_of(OF_TEXT))
-    features = levels | jax.jit(pyramid)(part_of(OF_FEATURES["fpn"]), levels)
-    features = {"levels": features, "text": text}
-    predictions = jax.jit(decode)(part_of(OF_FEATURES["decoder"]), features)
-    totals = losses.denominators(
-        bucket["classes"], queries=config.model.queries, no_object=config.loss.no_object
-    )
-    targets = losses.targets_of(bucket, unlabelled=config.loss.unlabelled)
-    weights = {name: config.matcher[name] for name in ("classification", "focal", "dice")}
+        return run
 
-    def match(predictions):
+    def see_both_ways(whole, part, images):  # images have no gradient
+        return both_ways(lambda whole, part: see(whole, part, images))(whole, part)
+
+    def match(predictions, bucket):
+        targets = losses.targets_of(bucket, unlabelled=config.loss.unlabelled)
+        weights = {name: config.matcher[name] for name in ("classification", "focal", "dice")}
         cost = jax.lax.map(
             lambda layer: losses.matching_cost(*layer, targets, weights=weights),
             (predictions["logits"], predictions["masks"]),
@@ -117,12 +105,13 @@ def measure(
         count = jnp.sum(targets.real, axis=-1).astype(jnp.int32)
         return matcher.assign(cost, count, where=config.matcher.where, mesh=mesh)
 
-    def lose(predictions):
+    def lose(predictions, bucket):
+        queries, no_object = config.model.queries, config.loss.no_object
         return losses.total_loss(
             predictions,
             bucket,
-            totals,
-            valid=jnp.asarray(vocabulary["valid"]),
+            losses.denominators(bucket["classes"], queries=queries, no_object=no_object),
+            valid=valid,
             loss=config.loss,
             matching=config.matcher,
             mesh=mesh,
@@ -132,29 +121,40 @@ def measure(
         changes, memory = optimizer.update(grads, memory, params)
         return optax.apply_updates(params, changes), memory
 
-    found = {
-        "backbone forward": seconds(see, backbone, images, runs=runs),
-        "backbone": seconds(see_both_ways, backbone, images, runs=runs),
-        "fpn": both_ways(pyramid, OF_FEATURES["fpn"], levels),
-        "decoder": both_ways(decode, OF_FEATURES["decoder"], features),
-    }
-    if config.model.head == "text":
-        found["text"] = seconds(names, part_of(OF_TEXT), runs=runs)
-        found["text"] += seconds(names_backward, part_of(OF_TEXT), text, runs=runs)
-    found["matching"] = seconds(match, predictions, runs=runs)
-    whole = seconds(jax.value_and_grad(lose), predictions, runs=runs)
-    found["loss"] = max(0.0, whole - found["matching"])
-    found["optimizer"] = seconds(change, params, state.optimizer, params, runs=runs)
+    images = jax.random.normal(key, bucket["image"].shape)
+    backbone, fpn, decoder, reader = (
+        part_of(PARTS[name]) for name in ("backbone", "fpn", "decoder", "text")
+    )
+    found = {}
+    found["backbone forward"], levels = timed(see, whole, backbone, images, runs=runs)
+    found["backbone"], _ = timed(see_both_ways, whole, backbone, images, runs=runs)
+    _, pixels = timed(pyramid, whole, fpn, levels, runs=0)
+    found["fpn"], _ = timed(both_ways(pyramid), whole, fpn, levels, runs=runs)
+    reads = config.model.head == "text"
+    forward, text = timed(names, whole, reader, runs=runs if reads else 0)
+    features = {"levels": levels | pixels, "text": text}
+    _, predictions = timed(decode, whole, decoder, features, runs=0)
+    found["decoder"], _ = timed(both_ways(decode), whole, decoder, features, runs=runs)
+    if reads:
+        found["text"] = forward + timed(both_ways(names), whole, reader, runs=runs)[0]
+    found["matching"], _ = timed(match, predictions, bucket, runs=runs)
+    both, _ = timed(jax.value_and_grad(lose), predictions, bucket, runs=runs)
+    found["loss"] = max(0.0, both - found["matching"])
+    memory = state.optimizer
+    found["optimizer"], _ = timed(change, state.params, memory, state.params, runs=runs)
     return found
 
 
-def seconds(function: Callable, *arguments, runs: int) -> float:
-    """Median seconds of a compiled call, after one call that is not timed."""
+def timed(function: Callable, *arguments, runs: int) -> tuple[float, Any]:
+    """Median seconds of a compiled call (0 without runs), and its result.
+
+    One call before is not timed. Nothing is donated, so results are written to new memory.
+    """
     program = jax.jit(function)
-    jax.block_until_ready(program(*arguments))
+    result = jax.block_until_ready(program(*arguments))
     found = []
     for _ in range(runs):
         began = time.perf_counter()
         jax.block_until_ready(program(*arguments))
         found.append(time.perf_counter() - began)
-    return statistics.median(found)
+    return (statistics.median(found) if found else 0.0), result
