@@ -24,13 +24,13 @@ ROOT = Path(__file__).resolve().parents[1]
 SIDES = ("ours", "peer")
 CLASSES = 150
 DIFFERENCES = (
-    "peer: supervises its last layer twice (once as an auxiliary loss), so 7 losses for 6 layers",
-    "peer: batch norms are live (statistics of the batch), ours are constants",
-    "peer: backbone is timm-free `ResNetConfig` R50 with bias-free convolutions, trained whole",
-    "ours: unused segment slots are computed, as many as --slots says; peer has a list of masks",
-    "both: dropout 0.1 in the decoder, random weights, AdamW, f32, loss at full resolution, "
-    "matching on the host at the resolution of the predictions",
-    "ours: clips the gradient's norm, and tells it; peer does not",
+    "peer: one more loss (its number stands above): the queries that enter the first decoder layer "
+    "are supervised, too",
+    "peer: batch norms are live (statistics of the batch) and trained; ours are constants",
+    "peer: has a list of the masks that there are; ours computes --slots of them",
+    "ours: clips the norm of the gradient",
+    "both: ResNet-50, FPN, dropout 0.1 at the same places, random weights, AdamW, f32, matching on "
+    "the host at the resolution of the predictions, loss at that of the image",
 )
 TINY = {"width": 32, "layers": 1, "queries": 30}  # to see that it runs; says nothing about speed
 
@@ -191,7 +191,12 @@ def peer(options: argparse.Namespace):
             out_features=["stage1", "stage2", "stage3", "stage4"], **backbone
         ),
         decoder_config=DetrConfig(
-            decoder_attention_heads=8, encoder_layers=0, dropout=0.1, **sizes
+            decoder_attention_heads=8,
+            encoder_layers=0,
+            dropout=0.1,
+            attention_dropout=0.1,
+            activation_dropout=0.1,
+            **sizes,
         ),
         fpn_feature_size=width,
         mask_feature_size=width,
