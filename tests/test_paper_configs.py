@@ -1,0 +1,91 @@
+"""The experiments of the paper are configs: valid, with the paper's models and plans."""
+
+import pytest
+from flax import nnx
+
+from lmseg_jax import assembly, configuration, plan, state
+from lmseg_jax.errors import UserError
+from lmseg_jax.models.heads import ManualHead
+
+SEMANTIC = ("ade20k", "coco_stuff", "cityscapes", "mapillary")
+PANOPTIC = ("coco_panoptic", "ade20k_panoptic", "cityscapes_panoptic")
+BUDGETS = {"semantic": (160, 320, 640), "panoptic": (320, 640, 960)}
+METHODS = ("lmseg", "multi_head", "manual_taxonomy")
+ROWS = [
+    f"{task},{method},{budget}k"
+    for task, cards in (("semantic", SEMANTIC), ("panoptic", PANOPTIC))
+    for method in (*METHODS, *cards)
+    for budget in BUDGETS[task]
+]
+ABLATIONS = ("no_guidance", "no_daa", "no_guidance,no_daa", "text_visual", "imagenet")
+
+
+def load(row):
+    config = configuration.load(f"paper:{row}")
+    configuration.check(config)
+    return config
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_each_row_has_its_datasets_and_its_share_of_the_budget(row):
+    config, (task, method, budget) = load(row), row.split(",")
+    cards = SEMANTIC if task == "semantic" else PANOPTIC
+    joint = method in METHODS
+    assert config.data.train == (cards if joint else (method,))
+    share = 1 if joint else len(cards)
+    assert config.optimizer.steps == int(budget[:-1]) * 1000 // share
+    assert config.batching.batch == 16 and config.optimizer.rate == 1e-4
+
+
+@pytest.mark.parametrize("task", BUDGETS)
+@pytest.mark.parametrize("change", ABLATIONS)
+def test_each_ablation_changes_what_it_names(task, change):
+    plain, changed = load(f"{task},lmseg,320k"), load(f"{task},lmseg,320k,{change}")
+    base, other = (configuration.flat(config) for config in (plain, changed))
+    expected = {
+        "no_guidance": {"model.decoder.order": "visual"},
+        "text_visual": {"model.decoder.order": "text-visual"},
+        "no_daa": {"data.augmentation": "fixed"},
+        "imagenet": {
+            "model.backbone": "resnet",
+            "model.pixels": "imagenet",
+            "pretrained.image": "torchvision/resnet50",
+        },
+    }
+    different = {key: other[key] for key in other if other[key] != base[key]}
+    assert different == {k: v for name in change.split(",") for k, v in expected[name].items()}
+
+
+def test_datasets_share_updates_alike_and_keep_their_crops():
+    config = load("semantic,lmseg,160k")
+    names, batches = plan.batch_plan(config, assembly.load_cards(config))
+    assert names == list(SEMANTIC) and batches.shares.tolist() == [0.25] * 4
+    assert batches.shapes == [(512, 512), (640, 640), (512, 1024), (1280, 1280)]
+    config = load("panoptic,lmseg,320k")
+    names, batches = plan.batch_plan(config, assembly.load_cards(config))
+    assert batches.shares[:2].sum() == pytest.approx(1 / 3, abs=1e-3)  # COCO, lying and upright
+    assert batches.shapes[:2] == [(800, 1344), (1344, 800)]
+    single = load("panoptic,ade20k_panoptic,320k")
+    _, batches = plan.batch_plan(single, assembly.load_cards(single))
+    assert batches.shares.tolist() == [1] and batches.programs() == [(16, 640, 640)]
+
+
+def tables(row):
+    config = load(row)
+    return state.class_tables(assembly.vocabulary_of(config, assembly.load_cards(config)))
+
+
+def test_the_baselines_have_a_column_for_each_class_and_background():
+    assert tables("semantic,multi_head,160k")["names"] == (151, 172, 20, 66)
+    assert tables("panoptic,multi_head,320k")["names"] == (134, 151, 20)
+    assert tables("semantic,cityscapes,160k")["names"] == (20,)
+    union = ManualHead(8, **tables("semantic,manual_taxonomy,160k"), rngs=nnx.Rngs(0))
+    assert union.classes.out_features == 316 + 1  # different first names, and background
+
+
+@pytest.mark.parametrize(
+    "row", ["semantic", "semantic,cgd,160k", "video,lmseg,160k", "semantic,lmseg,160k,daa"]
+)
+def test_an_unknown_row_lists_the_known_ones(row):
+    with pytest.raises((ValueError, UserError), match="semantic | panoptic"):
+        configuration.load(f"paper:{row}")
