@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from lmseg_jax import bench_inference, bench_loader, bench_step, configuration, report
 from lmseg_jax.errors import UserError
@@ -48,9 +47,7 @@ def main(argv: Sequence[str]) -> int:
     for command in (loader, step, inference):
         command.add_argument("--json", default="", metavar="FILE", help="write the numbers here")
     options, rest = parser.parse_known_args(argv)
-    stray = [argument for argument in rest if not argument.startswith("--config.")]
-    if stray:
-        raise UserError(f"{stray[0]}: no such flag; keys are set by --config.key=value")
+    configuration.check_flags(rest)
     for flag in ("images", "runs", "batch", "targets"):
         if getattr(options, flag, 1) < 1:
             raise UserError(f"--{flag} is {getattr(options, flag)}; expected at least 1")
@@ -60,12 +57,7 @@ def main(argv: Sequence[str]) -> int:
     run = {"loader": _loader, "step": _step, "inference": _inference}[options.command]
     found, text = run(options, rest)
     print(text)
-    if options.json:
-        try:
-            report.write_json(Path(options.json), found)
-        except OSError as error:
-            problem = f"cannot write: {error.strerror or error}"
-            raise UserError(f"--json {options.json}: {problem}") from error
+    report.write_asked(options.json, found)
     return 0
 
 

@@ -101,9 +101,7 @@ def parse(argv: Sequence[str]) -> Options:
     known, rest = parser.parse_known_args(argv)
     if "://" in known.workdir:
         raise UserError(f"--workdir {known.workdir}: no address; mount it and name the folder")
-    stray = [argument for argument in rest if not argument.startswith("--config.")]
-    if stray:
-        raise UserError(f"{stray[0]}: no such flag; keys are set by --config.key=value")
+    check_flags(rest)
     if known.coordinator and (known.processes is None or known.process is None):
         raise UserError("--coordinator needs --processes and --process; add both")
     return Options(
@@ -115,6 +113,13 @@ def parse(argv: Sequence[str]) -> Options:
         processes=known.processes,
         process=known.process,
     )
+
+
+def check_flags(rest: Sequence[str]) -> None:
+    """Raises UserError at the first argument that no parser knew and that sets no config key."""
+    stray = [argument for argument in rest if not argument.startswith("--config.")]
+    if stray:
+        raise UserError(f"{stray[0]}: no such flag; keys are set by --config.key=value")
 
 
 def shipped_folder() -> Path:

@@ -6,7 +6,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -46,9 +45,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--efficiency", type=float, default=0.4, help="share of the peak, 0..1")
     parser.add_argument("--json", default="", metavar="FILE", help="write the numbers here, too")
     options, rest = parser.parse_known_args(argv)
-    stray = [argument for argument in rest if not argument.startswith("--config.")]
-    if stray:
-        raise UserError(f"{stray[0]}: no such flag; keys are set by --config.key=value")
+    configuration.check_flags(rest)
     if not 1 <= options.devices <= MOST:
         raise UserError(f"--devices is {options.devices}; expected 1 to {MOST}")
     if not 0 < options.efficiency <= 1:
@@ -71,12 +68,7 @@ def main(argv: Sequence[str]) -> int:
     if options.peak:
         found["predicted"] = predict(found, peak=options.peak, efficiency=options.efficiency)
     print(table(found))
-    if options.json:
-        try:
-            report.write_json(Path(options.json), found)
-        except OSError as error:
-            problem = f"cannot write: {error.strerror or error}"
-            raise UserError(f"--json {options.json}: {problem}") from error
+    report.write_asked(options.json, found)
     return 0
 
 

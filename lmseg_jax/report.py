@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lmseg_jax.errors import UserError
+
 
 class ImageProgress:
     """Percent on stderr: one changing line on a terminal, else one line every ten seconds."""
@@ -145,3 +147,17 @@ def write_json(path: Path, value: object) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=1))
     partial.replace(path)
+
+
+def write_asked(path: str, value: object) -> None:
+    """Writes the file that a command's `--json` names, if it names one.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    if path:
+        try:
+            write_json(Path(path), value)
+        except OSError as error:
+            problem = f"cannot write: {error.strerror or error}"
+            raise UserError(f"--json {path}: {problem}") from error

@@ -164,10 +164,5 @@ def main(argv: Sequence[str]) -> int:
         print(f"{predictions.strays} predictions belong to no image of this split")
     if found.nothing:
         print(f"{100 * found.nothing:.1f} % of the pixels hold no class of the card: wrong")
-    if options.json:
-        try:
-            report.write_json(target, scores)
-        except OSError as error:
-            problem = f"cannot write: {error.strerror or error}"
-            raise UserError(f"--json {options.json}: {problem}") from error
+    report.write_asked(options.json, scores)
     return 0

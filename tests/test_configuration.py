@@ -240,8 +240,10 @@ def test_a_head_without_text_is_told_what_does_not_fit(model, others, message):
 
 @pytest.mark.parametrize("head", ["multi_head", "manual_taxonomy"])
 def test_a_head_without_text_trains_without_a_text_tower(head):
-    config = demo(f"model.head={head}", "model.decoder.order=visual", "pretrained.text=")
-    configuration.check(config)
+    overrides = [f"model.head={head}", "model.decoder.order=visual"]
+    assert configuration.check(demo(*overrides, "pretrained.text=")) is None
+    with pytest.raises(UserError, match="pretrained.text = 'worlds-clip': .* has no text tower"):
+        configuration.check(demo(*overrides))
 
 
 def test_a_key_that_a_config_file_invents_is_an_error(tmp_path):

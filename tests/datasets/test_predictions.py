@@ -71,7 +71,7 @@ def panoptic(tmp_path):
     return path, tmp_path, json.loads((found / "predictions.json").read_text())["annotations"]
 
 
-def spoil(panoptic, change, *words):
+def check_bad(panoptic, change, *words):
     path, root, annotations = panoptic
     found = root / "found"
     changed = change(annotations, found)
@@ -83,56 +83,58 @@ def test_a_segment_that_the_list_lacks_is_refused(panoptic):
     def change(annotations, found):
         annotations[2]["segments_info"].pop()
 
-    spoil(panoptic, change, "000000000002.png: segment", "is not listed in", "predictions.json")
+    check_bad(panoptic, change, "000000000002.png: segment", "is not listed in", "predictions.json")
 
 
 def test_a_segment_that_the_png_lacks_is_refused(panoptic):
     def change(annotations, found):
         annotations[2]["segments_info"].append({"id": 999, "category_id": 3})
 
-    spoil(panoptic, change, "predictions.json: lists segment 999", "which has no such pixel")
+    check_bad(panoptic, change, "predictions.json: lists segment 999", "which has no such pixel")
 
 
 def test_a_segment_that_is_listed_twice_is_refused(panoptic):
     def change(annotations, found):
         annotations[2]["segments_info"].append(annotations[2]["segments_info"][0])
 
-    spoil(panoptic, change, "000000000002.png has segment", "twice")
+    check_bad(panoptic, change, "000000000002.png has segment", "twice")
 
 
 def test_a_category_that_the_card_lacks_is_refused(panoptic):
     def change(annotations, found):
         annotations[3]["segments_info"][0]["category_id"] = 4
 
-    spoil(panoptic, change, "category_id 4", "is no class of", "000000000003.png", "the card's ids")
+    check_bad(
+        panoptic, change, "category_id 4", "is no class of", "000000000003.png", "the card's ids"
+    )
 
 
 def test_images_without_a_panoptic_prediction_are_counted(panoptic):
     def change(annotations, found):
         return annotations[:1] + annotations[3:]
 
-    spoil(panoptic, change, "2 of 8 images have no prediction, the first is 000000000001.png")
+    check_bad(panoptic, change, "2 of 8 images have no prediction, the first is 000000000001.png")
 
 
 def test_a_png_that_is_only_listed_is_named(panoptic):
     def change(annotations, found):
         (found / "000000000004.png").unlink()
 
-    spoil(panoptic, change, "000000000004.png: no such file", "1 of 8 PNGs")
+    check_bad(panoptic, change, "000000000004.png: no such file", "1 of 8 PNGs")
 
 
 def test_two_annotations_of_one_image_are_refused(panoptic):
     def change(annotations, found):
         annotations.append(annotations[0])
 
-    spoil(panoptic, change, "are both the prediction of image '000000000000'")
+    check_bad(panoptic, change, "are both the prediction of image '000000000000'")
 
 
 def test_a_file_outside_the_folder_is_not_read(panoptic):
     def change(annotations, found):
         annotations[0]["file_name"] = "../000000000000.png"
 
-    spoil(panoptic, change, "'../000000000000.png' is not in the folder of the list")
+    check_bad(panoptic, change, "'../000000000000.png' is not in the folder of the list")
 
 
 def test_a_panoptic_map_of_another_size_is_refused(panoptic):
@@ -140,7 +142,7 @@ def test_a_panoptic_map_of_another_size_is_refused(panoptic):
         annotations[0]["segments_info"] = []
         save(found / "000000000000.png", np.zeros((3, 4, 3)))
 
-    spoil(panoptic, change, "000000000000.png is 4x3", "is 12x9")
+    check_bad(panoptic, change, "000000000000.png is 4x3", "is 12x9")
 
 
 def test_a_list_that_is_no_list_is_refused(panoptic):

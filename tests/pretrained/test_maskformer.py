@@ -75,7 +75,7 @@ def predict(read, pictures, **changes):
     return run(params, frozen, pictures)
 
 
-def close(found, expected, *, within, addend=0.0):
+def check_close(found, expected, *, within, addend=0.0):
     """Largest difference over the largest expected value."""
     assert np.abs(np.asarray(found) - expected).max() <= within * np.abs(expected).max() + addend
 
@@ -84,8 +84,8 @@ def close(found, expected, *, within, addend=0.0):
 def test_logits_are_the_librarys_at_three_sizes(read, number):
     size = SIZES[number]
     found = predict(read, image(number, size)[None], last=True)
-    close(found["logits"][0, 0], GOLDENS[f"logits_{size[0]}x{size[1]}"], within=3e-5)
-    close(found["masks"][0, 0], GOLDENS[f"masks_{size[0]}x{size[1]}"], within=3e-5)
+    check_close(found["logits"][0, 0], GOLDENS[f"logits_{size[0]}x{size[1]}"], within=3e-5)
+    check_close(found["masks"][0, 0], GOLDENS[f"masks_{size[0]}x{size[1]}"], within=3e-5)
 
 
 def test_a_decoder_that_norms_between_its_layers_is_read_as_one(tmp_path):
@@ -94,8 +94,8 @@ def test_a_decoder_that_norms_between_its_layers_is_read_as_one(tmp_path):
     found = predict(other, image(0, SIZES[0])[None], last=True)
     plain = GOLDENS[f"logits_{SIZES[0][0]}x{SIZES[0][1]}"]
     assert np.abs(GOLDENS["between_logits"] - plain).max() > 1e-2
-    close(found["logits"][0, 0], GOLDENS["between_logits"], within=3e-5)
-    close(found["masks"][0, 0], GOLDENS["between_masks"], within=3e-5)
+    check_close(found["logits"][0, 0], GOLDENS["between_logits"], within=3e-5)
+    check_close(found["masks"][0, 0], GOLDENS["between_masks"], within=3e-5)
 
 
 def test_config_and_names_are_the_files(read):
@@ -189,7 +189,7 @@ def test_gradients_are_the_librarys(trained):
         # Gradients of the keys' biases, and of what the first layer compares before queries
         # differ, are zero; what both sides round to is below the addend.
         assert abs(np.linalg.norm(ours) - norm) <= 2e-4 * norm + 1e-7, source
-        close(ours[places(ours.size)], some, within=2e-4, addend=1e-7)
+        check_close(ours[places(ours.size)], some, within=2e-4, addend=1e-7)
         checked.add(path)
     assert checked == set(found)
 
