@@ -6,6 +6,8 @@ Sections in comments are those of the paper (LMSeg, ICLR 2023).
 
 from ml_collections import ConfigDict
 
+JOINT = {"lmseg": "text", "multi_head": "multi_head", "manual_taxonomy": "manual_taxonomy"}  # heads
+
 
 def get_config():
     config = ConfigDict()
@@ -19,7 +21,8 @@ def get_config():
     config.data.train_split = "train"
     config.data.evaluate_split = "val"
     config.data.evaluate_limit = 0  # first n images of each split in evaluation; 0 = all
-    config.data.augmentation = "own"  # own: A_i of each card (DAA, Sec. 3.5) | fixed: one for all
+    # own: A_i of each card (DAA, Sec. 3.5) | fixed: one for all | that of one of data.train for all
+    config.data.augmentation = "own"
     config.data.names = "first"  # what the text encoder reads: first | whole: "name, synonym, ..."
     config.data.max_targets = 100  # segments a crop may have, at most `model.queries`
     config.data.workers = 0  # loader processes; 0 = threads only
@@ -127,3 +130,21 @@ def get_config():
     config.log = ConfigDict()
     config.log.every = 20  # updates between rows of metrics.jsonl
     return config
+
+
+def use_method(config, method, *, cards):
+    """Makes a config of LMSeg that of one of the compared methods; all else stays as it is.
+
+    Args:
+      config: changed in place; its updates are those of a model of all datasets.
+      method: lmseg | multi_head | manual_taxonomy: one model of all cards; or one of the cards:
+        MaskFormer on it alone, for its share of the updates.
+      cards: of all datasets.
+    """
+    config.data.train = cards if method in JOINT else (method,)
+    for key in ("steps", "warmup"):
+        config.optimizer[key] = config.optimizer[key] * len(config.data.train) // len(cards)
+    config.model.head = JOINT.get(method, "linear")
+    if config.model.head != "text":
+        config.model.decoder.order = "visual"
+        config.pretrained.text = ""

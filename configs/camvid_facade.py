@@ -5,18 +5,22 @@ python -m lmseg_jax.main --config configs/camvid_facade.py --workdir runs/camvid
 
 Windows and doors are building in CamVid and classes of their own in LabelMeFacade; poles, fences
 and people are void there. DATA holds both trees (data/README.md). The model is the demo's;
-`camvid_facade.py:scratch` starts from random weights with GroupNorm instead of worlds-clip.
+`camvid_facade:scratch` starts from random weights with GroupNorm instead of worlds-clip;
+`camvid_facade:multi_head`, `:manual_taxonomy`, `:camvid` and `:labelmefacade` are the baselines.
 Scores: docs/results.md.
 """
 
-from configs import demo
+from configs import base, demo
+
+CARDS = ("camvid", "labelmefacade")
 
 
-def get_config(start: str = "clip"):
-    if start not in ("clip", "scratch"):
-        raise ValueError(f"camvid_facade.py:{start}: the start is clip or scratch")
+def get_config(method: str = "lmseg"):
+    start, method = ("scratch", "lmseg") if method == "scratch" else ("clip", method)
+    if method not in (*base.JOINT, *CARDS):
+        known = ", ".join(["scratch", *base.JOINT, *CARDS])
+        raise ValueError(f"camvid_facade:{method} is none of {known}")
     config = demo.get_config()
-    config.data.train = ("camvid", "labelmefacade")
     config.data.evaluate_limit = 0
     config.batching.batch = 8
     config.model.queries = 32
@@ -32,4 +36,5 @@ def get_config(start: str = "clip"):
     config.evaluation.average = 3
     config.evaluation.cross = False
     config.checkpoint.every = 200
+    base.use_method(config, method, cards=CARDS)
     return config

@@ -21,13 +21,12 @@ methods share trunk, data order and seed, so comparisons are paired. MaskFormer'
 unlabelled and padding pixels, as in lmseg_semantic.py.
 """
 
-from configs import lmseg_semantic
+from configs import base, lmseg_semantic
 
 CARDS = {
     "semantic": ("ade20k", "coco_stuff", "cityscapes", "mapillary"),
     "panoptic": ("coco_panoptic", "ade20k_panoptic", "cityscapes_panoptic"),
 }
-JOINT = {"lmseg": "text", "multi_head": "multi_head", "manual_taxonomy": "manual_taxonomy"}
 CHANGES = ("no_guidance", "text_visual", "no_daa", "imagenet")
 
 
@@ -35,18 +34,14 @@ def get_config(row: str = "semantic,lmseg,160k"):
     task, method, updates, *changes = row.split(",") + [""] * (2 - row.count(","))
     cards = CARDS.get(task, ())
     unknown = [change for change in changes if change not in CHANGES]
-    if not cards or method not in (*JOINT, *cards) or unknown:
-        known = f"{' | '.join(CARDS)}; {' | '.join([*JOINT, *cards])}; {' | '.join(CHANGES)}"
+    if not cards or method not in (*base.JOINT, *cards) or unknown:
+        known = f"{' | '.join(CARDS)}; {' | '.join([*base.JOINT, *cards])}; {' | '.join(CHANGES)}"
         raise ValueError(f"paper:{row} is no TASK,METHOD,UPDATES[,CHANGE ...]; known: {known}")
     steps = int(updates.removesuffix("k")) * (1000 if updates.endswith("k") else 1)
 
     config = lmseg_semantic.get_config()
-    config.data.train = cards if method in JOINT else (method,)
-    config.optimizer.steps = steps * len(config.data.train) // len(cards)
-    config.model.head = JOINT.get(method, "linear")
-    if config.model.head != "text":
-        config.model.decoder.order = "visual"
-        config.pretrained.text = ""
+    config.optimizer.steps = steps
+    base.use_method(config, method, cards=cards)
     if "no_guidance" in changes:
         config.model.decoder.order = "visual"
     if "text_visual" in changes:

@@ -15,6 +15,7 @@ COMMANDS = {
         "lmseg_jax.data_command",
         "write a card, check a dataset, look at samples, list cards",
     ),
+    "experiments": ("lmseg_jax.experiments", "the comparisons of the paper: runs, tables, plots"),
     "plan": ("lmseg_jax.plan", "what a run would take on devices that need not be here"),
     "predict": ("lmseg_jax.predict", "segment images in any words"),
     "score": ("lmseg_jax.score", "score the saved predictions of any model"),

@@ -9,7 +9,6 @@ MODES = ("train", "evaluate", "pretrain")
 
 CHOICES = {
     "mode": MODES,
-    "data.augmentation": ("own", "fixed"),
     "data.names": ("first", "whole"),
     "data.on_error": ("stop", "skip"),
     "batching.policy": ("stratified", "one_dataset", "padded"),
@@ -220,6 +219,9 @@ def _together(values: Mapping[str, object]) -> None:
         names = values[key]
         if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
             raise _wrong(values, key, "is not a list of different cards")
+    recipes = ("own", "fixed", *(train or values["data.evaluate"]))
+    if values["data.augmentation"] not in recipes:
+        raise _wrong(values, "data.augmentation", f"is not one of {', '.join(recipes)}")
     if weights and len(weights) != len(train):
         raise _wrong(values, "batching.weights", f"has not one share for each of {train}")
     if not all(isinstance(weight, int | float) and weight > 0 for weight in weights):

@@ -147,17 +147,8 @@ def measure(config: ConfigDict, mesh: Mesh) -> dict:
                 "collectives": [dataclasses.asdict(message) for message in messages],
             }
         )
-    flops = {row["name"]: row["flops"] for row in rows}
-    drawn = config.batching.policy != "stratified"
-    count = DRAWN_UPDATES if drawn else plan.cycle
-    updates = [plan.pieces(update, micro=micro) for update in range(count)]
-    calls = [
-        f"gradient {len(piece)}x{'x'.join(map(str, plan.shapes[piece.rows[0][0]]))}"
-        for pieces in updates
-        for piece in pieces
-    ]
-    gradients = sum(flops[call] for call in calls) / count
-    whole = sum(flops[name] for name in ("denominators", "text", "zeros", "update"))
+    updates = updates_of(plan, config)
+    gradients, whole = mean_flops(plan, updates, {row["name"]: row["flops"] for row in rows})
     return {
         "mesh": dict(mesh.shape),
         "devices": mesh.size,
@@ -169,6 +160,36 @@ def measure(config: ConfigDict, mesh: Mesh) -> dict:
         "flops": gradients + whole,
         "flops_a_device": gradients / mesh.size + whole,
     }
+
+
+def updates_of(plan: AnyPlan, config: ConfigDict) -> list[list[Piece]]:
+    """The pieces of every update of a plan's cycle, or of many where datasets are drawn."""
+    count = DRAWN_UPDATES if config.batching.policy != "stratified" else plan.cycle
+    return [plan.pieces(update, micro=config.batching.micro) for update in range(count)]
+
+
+def mean_flops(
+    plan: AnyPlan, updates: Sequence[Sequence[Piece]], flops: dict[str, int]
+) -> tuple[float, int]:
+    """FLOPs of the mean update over the whole mesh: of its gradients, and of all other programs."""
+    calls = [
+        f"gradient {len(piece)}x{'x'.join(map(str, plan.shapes[piece.rows[0][0]]))}"
+        for pieces in updates
+        for piece in pieces
+    ]
+    gradients = sum(flops[call] for call in calls) / len(updates)
+    return gradients, sum(flops[name] for name in ("denominators", "text", "zeros", "update"))
+
+
+def update_flops(config: ConfigDict) -> float:
+    """FLOPs of the mean update, counted; nothing is compiled."""
+    cards = assembly.load_cards(config)
+    _, plan = batch_plan(config, cards)
+    mesh = sharding.make_mesh(1, 1, multiple=config.batching.multiple, devices=jax.devices()[:1])
+    buckets = plan.programs(micro=config.batching.micro)
+    found = programs.of_update(config, cards, mesh, buckets=buckets)
+    flops = {program.name: program.flops for program in found}
+    return sum(mean_flops(plan, updates_of(plan, config), flops))
 
 
 def _images(pieces: Sequence[Piece], sources: int) -> list[int]:

@@ -16,6 +16,7 @@ LAYERS = {
     "commands": (
         "main cli bench bench_loader pillow_recipe data_command plan score convert predict"
         " bench_step bench_parts bench_text bench_inference"
+        " experiments experiment_tables experiment_plots suites"
     ),
     "runs": "train evaluate pretrain segmenter",
     "parts": (

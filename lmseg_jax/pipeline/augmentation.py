@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmseg_jax.datasets.card import DatasetCard
+from lmseg_jax.datasets.card import DatasetCard, load_card
 from lmseg_jax.datasets.recipe import Recipe
 from lmseg_jax.datasets.sample import PADDING, VOID, Sample
 from lmseg_jax.errors import UserError
@@ -40,16 +40,18 @@ class Crop:
 
 
 def choose_recipe(card: DatasetCard, augmentation: str) -> Recipe:
-    """The recipe of a card under `data.augmentation`: "own" or "fixed".
+    """The recipe of a card under `data.augmentation`.
+
+    Args:
+      card: whose images are augmented.
+      augmentation: "own": the card's; "fixed": `FIXED_RECIPE`; or a card, whose recipe all take.
 
     Raises:
-      UserError: another word.
+      UserError: there is no such card.
     """
-    recipes = {"own": card.train, "fixed": FIXED_RECIPE}
-    if augmentation not in recipes:
-        known = ", ".join(recipes)
-        raise UserError(f'data.augmentation = "{augmentation}" is unknown; use one of: {known}')
-    return recipes[augmentation]
+    if augmentation == "own":
+        return card.train
+    return FIXED_RECIPE if augmentation == "fixed" else load_card(augmentation).train
 
 
 def augment(sample: Sample, recipe: Recipe, *, max_targets: int, rng: np.random.Generator) -> Crop:

@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from lmseg_jax.datasets.card import load_card
 from lmseg_jax.datasets.recipe import Recipe
 from lmseg_jax.datasets.sample import Sample
 from lmseg_jax.errors import UserError
@@ -149,11 +150,12 @@ def test_the_fixed_recipe_has_the_short_sides_of_ade20k():
     )
 
 
-def test_an_unknown_augmentation_names_the_known_ones():
+def test_an_augmentation_is_the_cards_own_or_one_for_all():
     class Card:
         train = recipe((2, 2), "flip")
 
     assert choose_recipe(Card, "own") is Card.train
     assert choose_recipe(Card, "fixed") is FIXED_RECIPE
-    with pytest.raises(UserError, match="data.augmentation.*own, fixed"):
+    assert choose_recipe(Card, "cityscapes") == load_card("cityscapes").train
+    with pytest.raises(UserError, match="other"):
         choose_recipe(Card, "other")

@@ -1,0 +1,209 @@
+"""The suites, their costs, tables and verdicts; one row is run for real."""
+
+import json
+
+import pytest
+
+from lmseg_jax import configuration, experiment_plots, experiment_tables, experiments, suites
+from lmseg_jax.errors import UserError
+from lmseg_jax.suites import Claim, Row
+
+WORLDS = suites.SUITES["worlds"]
+KINDS = ("a", "b")
+
+
+def result(miou, pq, *, elsewhere=None):
+    """A finished run on two datasets whose scores lie one point around the means."""
+    scores = {
+        name: {"miou": miou + side, "pq": pq + side}
+        for name, side in zip(KINDS, (-1, 1), strict=True)
+    }
+    cross = {}
+    if elsewhere is not None:
+        cells = {True: (miou, pq), False: elsewhere}
+        cross = {
+            scenes: {
+                words: dict(zip(("miou", "pq"), cells[scenes == words], strict=True))
+                for words in KINDS
+            }
+            for scenes in KINDS
+        }
+    cost = {"updates": 10, "images": 120, "gflop": 4000.0, "recipe": "r"}
+    return {"scores": scores, "cross": cross, "cost": cost}
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Two seeds of three rows."""
+    runs = {
+        ("ours", 0): result(60, 40, elsewhere=(58, 38)),
+        ("ours", 1): result(62, 41, elsewhere=(57, 37)),
+        ("theirs", 0): result(59, 42, elsewhere=(30, 20)),
+        ("theirs", 1): result(60, 40, elsewhere=(31, 20)),
+        ("alone", 0): result(50, 30),
+        ("alone", 1): result(70, 30),
+    }
+    for (name, seed), run in runs.items():
+        path = tmp_path / f"{name}-{seed}.json"
+        path.write_text(json.dumps(run | {"row": name, "seed": seed}))
+    return tmp_path
+
+
+ROWS = [Row(name, name.title(), ("worlds:lmseg",)) for name in ("ours", "theirs", "alone")]
+
+
+@pytest.fixture
+def found(results):
+    return experiment_tables.collect("some", ROWS, results=results)
+
+
+@pytest.mark.parametrize("name", suites.SUITES)
+def test_every_row_of_a_suite_trains_on_as_many_images(name):
+    suite = suites.SUITES[name]
+    costs = {row.name: experiments.cost(row, []) for row in suite.rows}
+    assert len({cost["images"] for cost in costs.values()}) == 1
+    assert len({cost["updates"] for cost in costs.values()}) == 1
+    recipes = {name: cost["recipe"] for name, cost in costs.items()}
+    assert len(set(recipes.values())) == len(suite.rows)
+
+
+@pytest.mark.parametrize("name", suites.SUITES)
+def test_claims_and_repeated_rows_name_rows_of_their_suite(name):
+    suite = suites.SUITES[name]
+    names = [row.name for row in suite.rows]
+    assert len(set(names)) == len(names)
+    for claim in suite.claims:
+        assert {claim.better, *claim.others} <= set(names)
+    for row in suite.rows:
+        assert not row.of or names.index(row.of) < names.index(row.name)
+
+
+def test_ablations_change_what_their_name_says():
+    plain = configuration.flat(configuration.load("worlds:lmseg"))
+
+    def changed(row):
+        values = configuration.flat(configuration.load(f"worlds:{row}"))
+        return {key: values[key] for key in values if values[key] != plain[key]}
+
+    assert changed("lmseg,no_guidance") == {"model.decoder.order": "visual"}
+    assert changed("lmseg,text_visual") == {"model.decoder.order": "text-visual"}
+    assert changed("lmseg,no_daa") == {"data.augmentation": "world_patterns"}
+    assert changed("multi_head") == {
+        "model.head": "multi_head",
+        "model.decoder.order": "visual",
+        "pretrained.text": "",
+    }
+    with pytest.raises(UserError, match="multi_head"):
+        configuration.load("worlds:lmseg,no_words")
+
+
+def test_where_and_how_fast_a_run_goes_is_no_part_of_its_recipe():
+    row = WORLDS.rows[0]
+    plain = experiments.cost(row, [])
+    moved = ["--config.data.root=/somewhere", "--config.data.workers=2", "--config.log.every=5"]
+    assert experiments.cost(row, moved) == plain
+    longer = experiments.cost(row, ["--config.optimizer.steps=10"])
+    assert longer["recipe"] != plain["recipe"] and longer["images"] == 120
+
+
+def test_a_result_of_another_recipe_is_refused(results):
+    row = ROWS[0]
+    assert experiments.finished(results, row, 0, expected="r")
+    assert not experiments.finished(results, row, 7, expected="r")
+    with pytest.raises(UserError, match="ours-0.json was made by another recipe"):
+        experiments.finished(results, row, 0, expected="other")
+
+
+def test_asked_rows_bring_those_whose_models_they_score():
+    names = [row.name for row in experiments.chosen(WORLDS, "manual_union,lmseg")]
+    assert names == ["lmseg", "manual", "manual_union"]
+    assert experiments.chosen(WORLDS, "") == list(WORLDS.rows)
+    with pytest.raises(UserError, match="--rows none: no such row; there are lmseg"):
+        experiments.chosen(WORLDS, "none")
+
+
+def test_what_is_to_be_done_is_said_before():
+    rows = {row.name: row for row in WORLDS.rows}
+    costs = {name: {"images": 46 * 60} for name in rows}
+    runs = [(0, rows[name]) for name in ("lmseg", "manual", "manual_union", "shuffled")]
+    text = experiments.announce(runs, runs[1:], costs)
+    assert "4 runs, 1 finished; to do: 2 trainings of 5,520 images" in text
+    assert "about 5 minutes" in text  # two of a minute and of 100 seconds around it
+    assert "clip_worlds:shuffled" in text
+
+
+def test_means_are_over_datasets_and_over_cells(found):
+    assert [row["name"] for row in found["rows"]] == ["ours", "theirs", "alone"]
+    first, second = found["rows"][0]["runs"]
+    assert (first["miou"], second["pq"]) == (60, 41)
+    assert first["diagonal"] == {"miou": 60, "pq": 40}
+    assert first["elsewhere"] == {"miou": 58, "pq": 38}
+    assert found["rows"][2]["runs"][0]["elsewhere"] is None
+    assert found["rows"][0]["cost"] == {"updates": 10, "images": 120, "gflop": 4000.0}
+
+
+def test_verdicts_follow_the_signs_of_paired_differences(found):
+    rows = {row["name"]: row for row in found["rows"]}
+
+    def judged(others, metric, where="mean"):
+        return experiment_tables.judge(rows, Claim("", "ours", others), metric, where=where)
+
+    above = judged(("theirs",), "miou")
+    assert above == {
+        "other": "theirs",
+        "differences": {0: 1, 1: 2},
+        "mean": 1.5,
+        "verdict": "holds",
+    }
+    assert judged(("theirs",), "pq")["verdict"] == "undecided"  # -2 and +1
+    better = judged(("theirs", "alone"), "miou")  # the mean of 50 and 70 is above that of 59 and 60
+    assert better["other"] == "alone" and better["differences"] == {0: 10, 1: -8}
+    assert judged(("theirs", "alone"), "miou", "elsewhere")["other"] == "theirs"
+    assert judged(("alone",), "miou", "elsewhere") is None
+    del rows["ours"]["runs"][1]
+    assert judged(("theirs",), "miou")["verdict"] == "undecided"  # one seed
+
+
+def test_tables_show_every_seed_and_every_claim(found):
+    claims = [Claim("ours is better", "ours", ("theirs",), "+0.59", words=True)]
+    text = experiment_tables.markdown(found, claims)
+    assert "| Ours | 4 | **61.0** (60.0, 62.0) | 60.0 | 62.0 |" in text
+    assert "| Alone |" in text and "| Alone | a |" not in text
+    assert "| Ours | a | 61.0 / 40.5 | 57.5 / 37.5 |" in text
+    expected = "| ours is better | average | mIoU | Theirs | +1.0, +2.0 | +1.5 | holds | +0.59 |"
+    assert expected in text
+    assert "| ours is better | off the diagonal | PQ | Theirs | +18.0, +17.0 | +17.5 |" in text
+
+
+def test_no_result_gives_a_sentence_and_no_picture(tmp_path):
+    found = experiment_tables.collect("some", ROWS, results=tmp_path)
+    assert "No run" in experiment_tables.markdown(found, WORLDS.claims)
+    experiment_plots.scores(found, tmp_path / "scores.png")
+    assert not (tmp_path / "scores.png").exists()
+
+
+def test_the_plot_is_a_picture(found, tmp_path):
+    experiment_plots.scores(found, tmp_path / "scores.png")
+    assert (tmp_path / "scores.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_run_that_fails_shows_the_end_of_its_log(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        experiments.launch("no_such_config", tmp_path / "run", [])
+
+
+def test_a_run_goes_from_training_to_tables_and_is_not_made_again(tmp_path, capsys, monkeypatch):
+    arguments = ["--suite", "worlds", "--quick", "--rows", "manual_union", "--seeds", "1"]
+    arguments += ["--workdir", str(tmp_path)]
+    assert experiments.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "2 runs, 0 finished; to do: 1 trainings of 24 images" in said
+    result = json.loads((tmp_path / "results" / "manual-0.json").read_text())
+    assert (
+        set(result["scores"])
+        == set(result["cross"])
+        == {"world_patterns", "world_colors", "world_coarse"}
+    )
+    monkeypatch.setattr(experiments, "launch", None)  # nothing may be run again
+    assert experiments.main(arguments) == 0
+    assert "2 runs, 2 finished; to do: 0 trainings" in capsys.readouterr().out
