@@ -60,6 +60,7 @@ QUICK = tuple(
         "optimizer.warmup": 0,
         "data.evaluate_limit": 1,
         "data.max_targets": 8,
+        "batching.policy": "padded",
         "matcher.where": "device",
         "pretrained.image": "",
         "model.resnet.norm": "group",
