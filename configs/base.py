@@ -11,7 +11,7 @@ JOINT = {"lmseg": "text", "multi_head": "multi_head", "manual_taxonomy": "manual
 
 def get_config():
     config = ConfigDict()
-    config.mode = "train"  # train | evaluate | pretrain (configs/clip_worlds.py)
+    config.mode = "train"  # train | evaluate | words (worlds_words.py) | pretrain (clip_worlds.py)
     config.seed = 0
 
     config.data = ConfigDict()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from lmseg_jax.errors import UserError
 
-MODES = ("train", "evaluate", "pretrain")
+MODES = ("train", "evaluate", "pretrain", "words")
 
 CHOICES = {
     "mode": MODES,
@@ -26,6 +26,7 @@ CHOICES = {
     "loss.unlabelled": ("excluded", "negative"),
     "matcher.where": ("host", "device"),
     "optimizer.schedule": ("poly", "cosine"),
+    "pretrain.objective": ("captions", "classifier"),
 }
 
 AT_LEAST = {

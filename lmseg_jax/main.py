@@ -19,6 +19,7 @@ RUNS = {
     "train": "lmseg_jax.train",
     "evaluate": "lmseg_jax.evaluate",
     "pretrain": "lmseg_jax.pretrain",
+    "words": "lmseg_jax.words",
 }
 
 

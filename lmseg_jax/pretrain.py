@@ -1,19 +1,19 @@
-"""Pre-training of worlds-clip on captioned crops of rendered scenes.
+"""Pre-training on crops of rendered scenes: worlds-clip, or an encoder that reads no text.
 
-Two losses: captions against images, and each crop against all words of one kind ("a disc", "a
-ring", ...), half of the texts behind a random prompt such as LMSeg starts from.
+python -m lmseg_jax.main --config configs/clip_worlds.py[:VARIANT] --workdir DIR
 
-python -m lmseg_jax.main --config configs/clip_worlds.py --workdir DIR
+`pretrain.objective` says what is learned: "captions" (pretrain_captions.py) or "classifier"
+(pretrain_classifier.py). Crops, order, flips, optimizer and number of updates are the same.
 
-Writes worlds_clip.safetensors and worlds_clip.json to the workdir at every evaluation. A run that
-was interrupted begins anew; only its rendered crops are kept.
-
-Source: Radford et al., 2021; LMSeg Sec. 3.2 for what the towers are used for.
+Writes NAME.safetensors and NAME.json to the workdir at every evaluation, NAME being worlds_clip or
+worlds_classifier. A run that was interrupted begins anew; only its rendered crops are kept.
 """
 
 import functools
 import importlib.metadata
 import json
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -21,50 +21,45 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax import Array
 from ml_collections import ConfigDict
 
-from lmseg_jax import logs, sharding, tokenizer
-from lmseg_jax.models.clip import Clip
-from lmseg_jax.models.norms import Constant
+from lmseg_jax import logs, pretrain_captions, pretrain_classifier, sharding
 from lmseg_jax.optimizer import make_optimizer
 from lmseg_jax.pipeline import crops as crops_module
 from lmseg_jax.pretrained import clip
 
-WEIGHTS, MANIFEST = "worlds_clip.safetensors", "worlds_clip.json"
-LARGEST_SCALE = 100.0  # of cosine similarities, as in CLIP
-CHUNK = 250  # images encoded at a time in evaluation
-SHORT = 12  # tokens that a phrase fits in
+OBJECTIVES = {"captions": pretrain_captions, "classifier": pretrain_classifier}
+
+# Switches of an experiment, with the values that make worlds-clip.
+SWITCHES = {"objective": "captions", "shuffled": False, "unnamed": ()}
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Pre-trains for `optimizer.steps` updates and writes weights and manifest.
 
     Raises:
-      UserError: if the devices do not divide the batch.
+      UserError: if the devices do not divide the batch, or `pretrain.unnamed` is no list of names
+        that captions say.
     """
+    objective = OBJECTIVES[config.pretrain.objective]
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, multiple=config.batching.multiple)
     keys = config.pretrain
     render = functools.partial(
         crops_module.load_or_render, workdir / "crops", size=keys.size, processes=keys.processes
     )
     unseen = render(keys.unseen_first, keys.unseen)
-    seen = render(0, keys.crops)
-    known = {
-        "tokens": caption_tokens(seen.captions),
-        "stated": crops_module.statements(seen.captions),
-        "true": crops_module.facts(seen),
-        "words": crops_module.truths(seen),
-    }
+    seen = crops_module.without_names(render(0, keys.crops), keys.unnamed)
+    known = objective.targets(seen)
+    if keys.shuffled:
+        others = strangers(len(seen), seed=config.seed)
+        known = {name: array[others] for name, array in known.items()}
 
     optimizer = make_optimizer(config.optimizer)
     graphdef, params, constants = create(config)
-    table = params["text"]["tokens"]
-    params["text"]["tokens"] = jnp.asarray(clip.token_table(table.shape[1], seed=config.seed))
     everywhere = sharding.replicated(mesh)
     state = jax.device_put((params, constants, optimizer.init(params)), everywhere)
-    update = make_update(graphdef, optimizer, config)
-    score = make_score(graphdef, config)
+    update = make_update(objective.make_loss(graphdef, config), optimizer)
+    score = objective.make_score(graphdef, config)
 
     log, batch = logs.Logs(workdir), config.batching.batch
     log.truncate(-1)
@@ -88,44 +83,32 @@ def run(config: ConfigDict, workdir: Path) -> None:
                     f"update {done}: "
                     + "  ".join(f"{name} {value:.1f}" for name, value in accuracy.items())
                 )
-                write(workdir, state, known["tokens"], config, accuracy=accuracy, steps=done)
+                write(workdir, state, known, config, accuracy=accuracy, steps=done)
     log.close()
 
 
 def create(config: ConfigDict) -> tuple[nnx.GraphDef, dict, dict]:
     """Graph, parameters and running averages of a new model."""
-    text = {key: config.model.text[key] for key in ("width", "layers", "heads", "embedding")}
-    resnet = config.model.resnet
-
-    def make():
-        return Clip(
-            config.pretrain.size,
-            depths=resnet.depths,
-            width=resnet.width,
-            text=text,
-            rngs=nnx.Rngs(config.seed),
-        )
+    make = functools.partial(OBJECTIVES[config.pretrain.objective].make_model, config)
 
     @jax.jit
     def arrays():
         _, params, constants = nnx.split(make(), nnx.Param, ...)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(constants)
 
-    return nnx.graphdef(nnx.eval_shape(make)), *arrays()
+    params, constants = arrays()
+    if "text" in params:  # a table that no file needs to store whole
+        width = params["text"]["tokens"].shape[1]
+        params["text"]["tokens"] = jnp.asarray(clip.token_table(width, seed=config.seed))
+    return nnx.graphdef(nnx.eval_shape(make)), params, constants
 
 
-def caption_tokens(captions: np.ndarray) -> np.ndarray:
-    """i32 [N, S] with SOT and EOT, S as short as fits."""
-    texts, where = np.unique(captions, return_inverse=True)
-    full = tokenizer.tokenize_full(texts.tolist())
-    longest = int((full != tokenizer.END).sum(axis=1).max()) + 1
-    return full[where, :longest]
-
-
-def phrase_tokens() -> np.ndarray:
-    """Tokens of `crops.phrases` with each opening, i32 [openings, T, S]."""
-    openings = [crops_module.phrases(opening) for opening in crops_module.OPENINGS]
-    return np.stack([tokenizer.tokenize_full(texts, length=SHORT) for texts in openings])
+def strangers(total: int, *, seed: int) -> np.ndarray:
+    """A row for each of `total` rows, i64 [total]: a permutation that leaves none in place."""
+    order = np.random.default_rng((seed, 2)).permutation(total)
+    others = np.empty_like(order)
+    others[order] = np.roll(order, 1)
+    return others
 
 
 def draw(step: int, batch: int, *, total: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -139,99 +122,8 @@ def draw(step: int, batch: int, *, total: int, seed: int) -> tuple[np.ndarray, n
     return order[place * batch : (place + 1) * batch], flips
 
 
-def prepare(images: Array) -> Array:
-    """uint8 -> f32 with CLIP's mean and standard deviation."""
-    shape = (1, 1, 1, 3)
-    mean, std = jnp.array(clip.MEAN).reshape(shape), jnp.array(clip.STD).reshape(shape)
-    return (images.astype(jnp.float32) / 255 - mean) / std
-
-
-def flipped(images: Array, flip: Array) -> Array:
-    """Mirrors images [B, H, W, 3] left-right and upside-down where bool [B, 2] says so."""
-    for axis in (2, 1):
-        chosen = flip[:, 2 - axis].reshape(-1, 1, 1, 1)
-        images = jnp.where(chosen, jnp.flip(images, axis), images)
-    return images
-
-
-def contrastive_loss(logits: Array, stated: Array, true: Array) -> Array:
-    """Symmetric cross entropy of images and captions.
-
-    loss = (CE(rows) + CE(columns)) / 2. Every caption that is true of an image is a positive of it,
-    its own or another's: "red object" fits each red one. With its own caption alone as positive
-    most "negatives" of such short captions are true, and shape is hardly learned. The target of a
-    row or column is uniform over its positives.
-
-    Args:
-      logits: f32 [B, B], images by captions.
-      stated: i32 [B, A], what each caption says of A attributes, -1 = nothing.
-      true: i32 [B, A], the attributes of each image.
-
-    Source: CLIP (Radford et al., 2021); several positives as in supervised contrastive learning
-    (Khosla et al., 2020).
-    """
-    fits = (stated[None, :, :] == -1) | (stated[None, :, :] == true[:, None, :])
-    positive = jnp.all(fits, axis=-1) | jnp.eye(len(logits), dtype=bool)
-
-    def cross_entropy(logits, positive):
-        target = positive / jnp.sum(positive, axis=1, keepdims=True)
-        return jnp.mean(optax.softmax_cross_entropy(logits, target))
-
-    return (cross_entropy(logits, positive) + cross_entropy(logits.T, positive.T)) / 2
-
-
-def naming_loss(logits: Array, words: Array) -> Array:
-    """Cross entropy of each crop against all words of one kind, mean over kinds and crops.
-
-    Captions that differ in one word only are the negatives that teach shape and texture; among
-    the captions of a batch they are rare.
-
-    Args:
-      logits: f32 [B, T], images by `crops.phrases`.
-      words: i32 [B, kinds], see `crops.truths`; -1 = not asked.
-    """
-    losses, first = [], 0
-    for kind, names in enumerate(crops_module.WORDS.values()):
-        asked = (words[:, kind] >= 0).astype(jnp.float32)
-        entropy = optax.softmax_cross_entropy_with_integer_labels(
-            logits[:, first : first + len(names)], jnp.maximum(words[:, kind], 0)
-        )
-        losses.append(jnp.sum(entropy * asked) / jnp.maximum(jnp.sum(asked), 1.0))
-        first += len(names)
-    return jnp.mean(jnp.stack(losses))
-
-
-def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, config):
-    """The jitted `(state, batch, step) -> (state, measurements)`."""
-    count = config.batching.batch
-    prompted = round(config.pretrain.prompted * count)
-    width, length = config.model.text.width, config.model.text.prompt
-    bank = phrase_tokens()
-
-    def loss_fn(params, constants, batch, step):
-        model = nnx.merge(graphdef, params, constants)
-        images = model.encode_image(prepare(flipped(batch["image"], batch["flip"])), train=True)
-        # Behind vectors like LMSeg's untrained prompt, so that the frozen tower knows such places.
-        key = jax.random.fold_in(jax.random.key(config.seed), step)
-        prompt = config.model.text.prompt_std * jax.random.normal(key, (length, width))
-        tokens = batch["tokens"]
-        texts = [
-            model.encode_text(tokens[:prompted], prompt=prompt),
-            model.encode_text(tokens[prompted:]),
-        ]
-        phrases = jnp.asarray(bank)[step % len(bank)]
-        scale = jnp.exp(jnp.minimum(model.logit_scale[...], jnp.log(LARGEST_SCALE)))
-        contrast = contrastive_loss(
-            scale * images @ jnp.concatenate(texts).T, batch["stated"], batch["true"]
-        )
-        naming = [
-            naming_loss(scale * images @ model.encode_text(phrases, prompt=p).T, batch["words"])
-            for p in (None, prompt)
-        ]
-        naming = (naming[0] + naming[1]) / 2
-        averages = nnx.to_pure_dict(nnx.state(model, Constant))
-        measured = {"contrast": contrast, "naming": naming, "scale": scale}
-        return contrast + config.pretrain.naming * naming, (averages, measured)
+def make_update(loss_fn: Callable, optimizer: optax.GradientTransformation) -> Callable:
+    """The jitted `(state, batch, step) -> (state, measurements)` of an objective's loss."""
 
     @functools.partial(jax.jit, donate_argnums=0)
     def update(state, batch, step):
@@ -247,69 +139,43 @@ def make_update(graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation,
     return update
 
 
-def make_score(graphdef: nnx.GraphDef, config: ConfigDict):
-    """`(state, crops) -> {attribute: percent}`: zero-shot accuracy, plain and behind a prompt."""
-
-    @jax.jit
-    def encode_images(params, constants, images):
-        return nnx.merge(graphdef, params, constants).encode_image(prepare(images))
-
-    @jax.jit
-    def encode_texts(params, constants, tokens, prompt):
-        model = nnx.merge(graphdef, params, constants)
-        return model.encode_text(tokens), model.encode_text(tokens, prompt=prompt)
-
-    shape = (config.model.text.prompt, config.model.text.width)
-    prompt = config.model.text.prompt_std * np.random.default_rng(0).standard_normal(shape)
-
-    def score(state, crops):
-        params, constants, _ = state
-        parts = range(0, len(crops), CHUNK)
-        images = [encode_images(params, constants, crops.images[i : i + CHUNK]) for i in parts]
-        images = np.concatenate([np.asarray(part) for part in images])
-        tokens = tokenizer.tokenize_full(crops_module.phrases("a"), length=SHORT)
-        plain, behind = encode_texts(params, constants, tokens, prompt.astype(np.float32))
-        behind = crops_module.zero_shot(images, np.asarray(behind), crops)
-        return crops_module.zero_shot(images, np.asarray(plain), crops) | {
-            f"{name}_prompted": value for name, value in behind.items()
-        }
-
-    return score
-
-
 def write(
     workdir: Path,
     state,
-    tokens: np.ndarray,
+    known: dict[str, np.ndarray],
     config: ConfigDict,
     *,
     accuracy: dict[str, float],
     steps: int,
 ) -> None:
     """Writes the weights and the manifest that says how they came about."""
+    objective = OBJECTIVES[config.pretrain.objective]
     params, constants, _ = jax.device_get(state)
-    clip.write_clip(
-        workdir / WEIGHTS,
-        image=_joined(params["image"], constants["image"]),
-        pool=params["pool"],
-        text=params["text"],
-        logit_scale=params["logit_scale"],
-        rows=np.union1d(tokens, phrase_tokens()),
-        seed=config.seed,
-        heads=config.model.text.heads,
-    )
-    total = config.optimizer.steps
+    image = _joined(params["image"], constants["image"])
+    path = workdir / f"{objective.NAME}.safetensors"
+    objective.write(path, params, image, known=known, config=config)
     manifest = {
         "accuracy": {name: round(value, 2) for name, value in accuracy.items()},
         "unseen_crops": [config.pretrain.unseen_first, config.pretrain.unseen],
         "steps": steps,
         "images": steps * config.batching.batch,
-        "command": "python -m lmseg_jax.main --config configs/clip_worlds.py --workdir DIR"
-        f" --config.optimizer.steps={total}",
+        "command": _command(config),
         "seed": config.seed,
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
     }
-    (workdir / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    path.with_suffix(".json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def _command(config: ConfigDict) -> str:
+    """What makes the same weights again."""
+    words = ["python -m lmseg_jax.main --config configs/clip_worlds.py --workdir DIR"]
+    words.append(f"--config.optimizer.steps={config.optimizer.steps}")
+    for key, usual in SWITCHES.items():
+        value = config.pretrain[key]
+        if value != usual:
+            text = ",".join(value) if isinstance(value, tuple) else str(value)
+            words.append(shlex.quote(f"--config.pretrain.{key}={text}"))
+    return " ".join(words)
 
 
 def _joined(first: dict, second: dict) -> dict:

@@ -143,7 +143,7 @@ def test_a_config_that_is_not_there_lists_the_shipped_ones(name):
 
 
 IMPOSSIBLE = [
-    ("mode=dance", "config.mode = 'dance': is not one of train, evaluate, pretrain"),
+    ("mode=dance", "config.mode = 'dance': is not one of train, evaluate, pretrain, words"),
     ("seed=-1", "config.seed = -1: is below 0"),
     ("model.pixels=rgb", "config.model.pixels = 'rgb': is not one of clip, imagenet"),
     ("model.head=linear", "config.model.decoder.order = 'visual-text': config.model.head = "),

@@ -18,7 +18,7 @@ LAYERS = {
         " bench_step bench_parts bench_text bench_inference"
         " experiments experiment_tables experiment_plots suites"
     ),
-    "runs": "train evaluate pretrain segmenter",
+    "runs": "train evaluate pretrain pretrain_captions pretrain_classifier segmenter words",
     "parts": (
         "assembly baselines checkpoint contact_sheet flops label_space logs losses metrics"
         " optimizer postprocess programs report scoring segmentation sharding state step visualize"

@@ -24,7 +24,7 @@ def runs(monkeypatch):
     return called
 
 
-@pytest.mark.parametrize("mode", ["train", "evaluate", "pretrain"])
+@pytest.mark.parametrize("mode", ["train", "evaluate", "pretrain", "words"])
 def test_the_mode_of_the_config_chooses_the_run(runs, mode):
     argv = ["--config", "demo", "--workdir", "runs/x", f"--config.mode={mode}"]
     assert main.main(argv) == 0

@@ -2,10 +2,11 @@
 
 A world's card names its look (`options.style`) and says in words how the renderer's truth becomes
 classes (`options.by`, `options.objects`, `options.stuff`), so that the scenes of one world can also
-be annotated in the taxonomy of another one.
+be annotated in the taxonomy of another one. `options.by` is an attribute or several of them, such
+as "color shape"; the keys of `options.objects` are then their words, "red disc".
 """
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 
@@ -94,7 +95,9 @@ def annotate(scene: Scene, card: DatasetCard, *, name: str) -> Sample:
     """
     by, object_class, stuff_class = _tables(card)
     objects = [
-        object_class.get(getattr(item, by), VOID) if item.area >= SMALLEST else VOID
+        object_class.get(" ".join(getattr(item, attribute) for attribute in by), VOID)
+        if item.area >= SMALLEST
+        else VOID
         for item in scene.objects
     ]
     # A pixel's kind: a stuff number first, then one number per object.
@@ -141,12 +144,17 @@ def _first_scenes(card: DatasetCard) -> dict[str, int]:
     return first
 
 
-def _tables(card: DatasetCard) -> tuple[str, dict[str, int], dict[str, int]]:
-    """The attribute that names objects, and the class index of each of its words and of stuff."""
+def _tables(card: DatasetCard) -> tuple[list[str], dict[str, int], dict[str, int]]:
+    """The attributes that name objects, and the class index of each of their words and of stuff."""
     by = _option(card, "by", str)
-    if by not in _WORDS:
-        raise UserError(f"{card.path}: options.by is {by!r}; use one of {', '.join(_WORDS)}")
-    return by, _table(card, "objects", _WORDS[by]), _table(card, "stuff", STUFF)
+    attributes = by.split()
+    if not attributes or len(set(attributes)) < len(attributes) or set(attributes) - set(_WORDS):
+        raise UserError(
+            f"{card.path}: options.by is {by!r}; use one of {', '.join(_WORDS)},"
+            " or several with spaces between them"
+        )
+    known = tuple(map(" ".join, product(*(_WORDS[attribute] for attribute in attributes))))
+    return attributes, _table(card, "objects", known), _table(card, "stuff", STUFF)
 
 
 def _table(card: DatasetCard, key: str, known: tuple[str, ...]) -> dict[str, int]:

@@ -1,4 +1,7 @@
-"""A whole CLIP: image tower with attention pool, text tower, temperature. For pre-training only."""
+"""A whole CLIP: image tower with attention pool, text tower, temperature. For pre-training only.
+
+And the image tower alone under a linear layer, which learns without text.
+"""
 
 from collections.abc import Sequence
 
@@ -46,6 +49,24 @@ class Clip(nnx.Module):
         if prompt is None:
             return _unit(self.text.encode(tokens))
         return _unit(self.text.encode_prompted(prompt, tokens[:, 1:]))
+
+
+class Classifier(nnx.Module):
+    """The image tower of `Clip` with a linear layer on its mean feature.
+
+    Args:
+      outputs: how many logits.
+      depths, width: of the `ClipResNet`, which has batch norms.
+    """
+
+    def __init__(self, outputs: int, *, depths: Sequence[int], width: int, rngs: nnx.Rngs):
+        self.image = ClipResNet(depths=depths, width=width, norm="batch", rngs=rngs)
+        self.head = nnx.Linear(self.image.channels["res5"], outputs, rngs=rngs)
+
+    def __call__(self, images: Array, *, train: bool = False) -> Array:
+        """f32 [B, size, size, 3], normalised -> logits f32 [B, outputs]."""
+        features = self.image(images, train=train)["res5"]
+        return self.head(jnp.mean(features, axis=(1, 2)))
 
 
 def _unit(vectors: Array) -> Array:

@@ -3,12 +3,14 @@
 import concurrent.futures
 import json
 import multiprocessing
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from lmseg_jax.datasets.captions import caption_crop
+from lmseg_jax.errors import UserError
 
 CHUNK = 250  # crops that a process renders at a time
 SHAPES = ("disc", "ring", "square", "triangle", "star", "cross")
@@ -89,6 +91,32 @@ def load_or_render(folder: Path, first: int, count: int, *, size: int, processes
     return crops
 
 
+def without_names(crops: Crops, names: Sequence[str]) -> Crops:
+    """The same crops with captions that say none of some names, the colour is left out instead.
+
+    "a striped red disc on sand" becomes "a striped disc on sand" where "red disc" is a name.
+    Captions that say the colour or the shape alone stay as they are.
+
+    Args:
+      crops: captioned.
+      names: each a colour and a shape, as captions say it: "red disc".
+
+    Raises:
+      UserError: a name is something else.
+    """
+    for name in names:
+        color, _, shape = str(name).partition(" ")
+        if color not in WORDS["color"] or shape not in WORDS["shape"]:
+            raise UserError(
+                f"config.pretrain.unnamed: {name!r} is not a colour and a shape of the worlds,"
+                " such as 'red disc'; set --config.pretrain.unnamed=..."
+            )
+    captions = crops.captions
+    for name in names:
+        captions = np.char.replace(captions, name, name.split()[1])
+    return replace(crops, captions=captions)
+
+
 def statements(captions: np.ndarray) -> np.ndarray:
     """What captions say: i32 [N, 7], -1 where a caption is silent.
 
@@ -156,13 +184,23 @@ def zero_shot(images: np.ndarray, texts: np.ndarray, crops: Crops) -> dict[str, 
       texts: f32 [T, C] of unit length, of `phrases`.
       crops: their truth; a crop without a word of a kind does not count there.
     """
-    accuracy, first = {}, 0
+    return accuracy(images @ texts.T, crops)
+
+
+def accuracy(scores: np.ndarray, crops: Crops) -> dict[str, float]:
+    """Percent of crops whose word of a kind has the largest score of that kind, by kind.
+
+    Args:
+      scores: f32 [N, T], of each crop and word; T words, in the order of `phrases`.
+      crops: their truth; a crop without a word of a kind does not count there.
+    """
+    percent, first = {}, 0
     for (kind, words), true in zip(WORDS.items(), truths(crops).T, strict=True):
         asked = true >= 0
-        guess = (images[asked] @ texts[first : first + len(words)].T).argmax(axis=1)
-        accuracy[kind] = 100 * float(np.mean(guess == true[asked]))
+        guess = scores[asked, first : first + len(words)].argmax(axis=1)
+        percent[kind] = 100 * float(np.mean(guess == true[asked]))
         first += len(words)
-    return accuracy
+    return percent
 
 
 def _render_chunk(chunk: tuple[int, int, int]) -> tuple[np.ndarray, ...]:

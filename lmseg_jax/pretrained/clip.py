@@ -100,3 +100,15 @@ def write_clip(
     tensors["token_embedding.values"] = np.ascontiguousarray(table[rows], np.float16)
     metadata = {"token_embedding_seed": str(seed), "text_heads": str(heads)}
     safetensors.numpy.save_file(tensors, path, metadata=metadata)
+
+
+def write_image(path: Path, image: Tree) -> None:
+    """Writes a `ClipResNet` alone, float16, OpenAI's names.
+
+    Args:
+      path: of the .safetensors file.
+      image: its tree, with batch norms.
+    """
+    tensors = mapping.unfill(image, clip_names.IMAGE)
+    tensors = {name: np.ascontiguousarray(array, np.float16) for name, array in tensors.items()}
+    safetensors.numpy.save_file(tensors, path)

@@ -89,6 +89,7 @@ OURS = {  # datasets that the paper does not have
         SizeRule(128, 128),
     ),
 }
+OURS |= dict.fromkeys(("world_words", "world_words_unseen"), OURS["world_shapes"])
 
 
 def load(tmp_path, old="", new=""):

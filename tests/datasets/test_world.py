@@ -17,11 +17,12 @@ from lmseg_jax.errors import UserError
 GOLDEN = "40d311e3314278c8853ebfbf49a3935b1a2f298f51a55c1d1d850e5f7046217b"
 
 WORLDS = ("world_patterns", "world_colors", "world_coarse", "world_shapes")
+WORDS = ("world_words", "world_words_unseen")
 
 
 @pytest.fixture(scope="module")
 def cards():
-    return {name: load_card(name) for name in WORLDS}
+    return {name: load_card(name) for name in WORLDS + WORDS}
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,15 @@ def test_colors_name_every_kind_of_stuff(cards):
     assert (words[5, 0], words[9, 9]) == ("grass", "water")
 
 
+def test_words_name_objects_by_two_attributes_and_leave_some_pairs_out(cards):
+    seen, whole = (
+        name_map(annotate(tiny_scene(), cards[name], name="tiny"), cards[name]) for name in WORDS
+    )
+    assert (seen[0, 0], seen[0, 6], seen[12, 2]) == ("", "green disc", "red star")
+    assert (whole[0, 0], whole[0, 6], whole[12, 2]) == ("red disc", "green disc", "red star")
+    assert (seen[5, 0], seen[9, 9]) == (whole[5, 0], whole[9, 9]) == ("grass", "water")
+
+
 def test_a_semantic_card_merges_the_objects_of_a_class(cards):
     card = dataclasses.replace(cards["world_patterns"], task="semantic")
     sample = annotate(tiny_scene(), card, name="tiny")
@@ -193,6 +203,13 @@ def test_splits_have_the_promised_length_and_share_no_scene(cards):
     [
         ({"style": "plaid"}, "options.style is 'plaid'"),
         ({"by": "size"}, "options.by is 'size'"),
+        ({"by": "color size"}, "options.by is 'color size'; use one of shape, color, texture, or"),
+        ({"by": "color color"}, "options.by is 'color color'"),
+        ({"by": ""}, "options.by is ''"),
+        (
+            {"by": "color shape", "objects": {"disc red": "ground"}},
+            "options.objects has 'disc red'",
+        ),
         ({"by": None}, "options.by is None; a world card needs a word"),
         ({"objects": {"oval": "ground"}}, "options.objects has 'oval'"),
         ({"stuff": {"grass": "lawn"}}, "options.stuff.grass is 'lawn'"),
@@ -244,6 +261,13 @@ def test_some_crops_show_no_object(crops):
 
 def test_every_class_name_of_every_world_is_said(cards, crops):
     said = " | ".join(crop.caption for crop in crops + [caption_crop(i) for i in range(150, 300)])
-    for card in cards.values():
-        for name in card.taxonomy.names:
+    for world in WORLDS:
+        for name in cards[world].taxonomy.names:
             assert name in said
+
+
+def test_captions_say_a_colour_before_its_shape_as_the_names_of_pairs_do(cards, crops):
+    said = " | ".join(crop.caption for crop in crops)
+    pairs = [name for name in cards["world_words_unseen"].taxonomy.names if " " in name]
+    assert sum(pair in said for pair in pairs) > 10  # each one is said once in about 150 crops
+    assert not any(f"{shape} {color}" in said for color, shape in map(str.split, pairs))

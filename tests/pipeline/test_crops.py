@@ -1,7 +1,11 @@
 """Captioned crops: rendered alike everywhere, and what is true of them."""
 
-import numpy as np
+import dataclasses
 
+import numpy as np
+import pytest
+
+from lmseg_jax.errors import UserError
 from lmseg_jax.pipeline.crops import (
     OPENINGS,
     Crops,
@@ -11,6 +15,7 @@ from lmseg_jax.pipeline.crops import (
     render_crops,
     statements,
     truths,
+    without_names,
     zero_shot,
 )
 
@@ -70,3 +75,17 @@ def test_zero_shot_counts_only_crops_that_have_the_attribute():
     accuracy = zero_shot(images, texts, two_objects_and_rock())
     assert accuracy["shape"] == 50.0 and accuracy["stuff"] == 100.0
     assert accuracy["coarse"] == 100.0  # no text is closer: the first one, round, is right
+
+
+def test_a_pair_that_must_not_be_named_loses_its_colour_in_captions():
+    captions = ["a dotted red disc on rock", "red object", "a red ring"]
+    crops = dataclasses.replace(two_objects_and_rock(), captions=np.array(captions))
+    kept = without_names(crops, ("red disc", "red cross"))
+    assert kept.captions.tolist() == ["a dotted disc on rock", "red object", "a red ring"]
+    np.testing.assert_array_equal(kept.shapes, crops.shapes)
+
+
+@pytest.mark.parametrize("name", ["disc red", "red", "red thing"])
+def test_a_name_that_is_no_colour_and_shape_is_an_error(name):
+    with pytest.raises(UserError, match=f"unnamed: '{name}' is not a colour and a shape"):
+        without_names(two_objects_and_rock(), (name,))
