@@ -16,9 +16,11 @@ COMMANDS = {
         "write a card, check a dataset, look at samples, list cards",
     ),
     "experiments": ("lmseg_jax.experiments", "the comparisons of the paper: runs, tables, plots"),
+    "figure": ("lmseg_jax.figure", "draw embeddings, costs, or one image in several taxonomies"),
     "plan": ("lmseg_jax.plan", "what a run would take on devices that need not be here"),
     "predict": ("lmseg_jax.predict", "segment images in any words"),
     "score": ("lmseg_jax.score", "score the saved predictions of any model"),
+    "taxonomy": ("lmseg_jax.taxonomy_command", "compare label sets, and join them in one card"),
 }
 
 DEBUG = "--debug"

@@ -105,7 +105,7 @@ def _new(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     card = load_card(options.card)
     reports = []
-    for split in options.split or card.splits:
+    for split in options.split or card.splits or [""]:  # "": open_source says what is wrong
         report = check(
             card,
             split,
@@ -131,7 +131,7 @@ def _row(report: Report) -> dict:
 
 def _show(options: argparse.Namespace) -> int:
     card = load_card(options.card)
-    split = options.split or next(iter(card.splits))
+    split = options.split or next(iter(card.splits), "")
     source = open_source(card, split, root=options.root)
     count = min(options.count, len(source))
     places = ((np.arange(count) + 0.5) * len(source) / count).astype(int)

@@ -1,9 +1,10 @@
-"""What can be looked for: taxonomies of training, shipped cards, unions, subsets and free words."""
+"""What can be looked for: taxonomies of training, cards, unions, subsets and free words."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from lmseg_jax.datasets.card import DatasetCard, load_card, shipped_cards
+from lmseg_jax.datasets.card import NAMES_ONLY, DatasetCard, load_card, shipped_cards
 from lmseg_jax.datasets.recipe import TestRule
 from lmseg_jax.errors import UserError
 from lmseg_jax.taxonomy import Taxonomy, from_names, plain
@@ -18,6 +19,7 @@ class LabelSpace:
       test: size that images are resized to, None where that is unknown.
       object_mask, overlap: panoptic thresholds.
       task: of its card, which says what is resized: scores (semantic) or masks (panoptic).
+      synonyms: True if a class is asked for by its synonyms, too; their probabilities add up.
     """
 
     taxonomy: Taxonomy
@@ -25,11 +27,19 @@ class LabelSpace:
     object_mask: float = 0.8
     overlap: float = 0.8
     task: str = "semantic"
+    synonyms: bool = False
 
 
 def of_card(card: DatasetCard) -> LabelSpace:
     """The label space that a card describes."""
-    return LabelSpace(card.taxonomy, card.test, card.object_mask, card.overlap, card.task)
+    return LabelSpace(
+        card.taxonomy,
+        card.test,
+        card.object_mask,
+        card.overlap,
+        card.task,
+        synonyms=card.format == NAMES_ONLY,
+    )
 
 
 def look_up(
@@ -72,12 +82,18 @@ def look_up(
     space = _union(spaces, taxonomy)
     if classes is not None:
         space = replace(space, taxonomy=_subset(space.taxonomy, classes))
-    return space, tuple((name,) for name in space.taxonomy.names)
+    if not space.synonyms:
+        return space, tuple((name,) for name in space.taxonomy.names)
+    words = tuple((c.name, *c.synonyms) for c in space.taxonomy.categories)
+    _distinct(words)
+    return space, words
 
 
 def _union(spaces: Mapping[str, LabelSpace], taxonomy: str) -> LabelSpace:
-    """A label space of training or of a shipped card, or several joined by +."""
-    parts = [_space(spaces, name.strip()) for name in taxonomy.split("+")]
+    """A label space of training or of a card, or several joined by +."""
+    whole = taxonomy.endswith(".toml") and Path(taxonomy).is_file()  # a path may have a +, too
+    names = [taxonomy] if whole else taxonomy.split("+")
+    parts = [_space(spaces, name.strip()) for name in names]
     if len(parts) == 1:
         return parts[0]
     found = {}
@@ -85,17 +101,18 @@ def _union(spaces: Mapping[str, LabelSpace], taxonomy: str) -> LabelSpace:
         for category in part.taxonomy.categories:
             found.setdefault(plain(category.name), category)
     categories = tuple(replace(category, id=i + 1) for i, category in enumerate(found.values()))
-    return replace(parts[0], taxonomy=Taxonomy(taxonomy, categories, void=(0,)))
+    joined = Taxonomy(taxonomy, categories, void=(0,))
+    return replace(parts[0], taxonomy=joined, synonyms=False)
 
 
 def _space(spaces: Mapping[str, LabelSpace], name: str) -> LabelSpace:
     if name in spaces:
         return spaces[name]
-    if name in shipped_cards():
+    if name in shipped_cards() or name.endswith(".toml"):
         return of_card(load_card(name))
     raise UserError(
         f"taxonomy={name!r}: not one of the model's, which are {', '.join(spaces)}, nor a"
-        f" shipped card, which are {', '.join(shipped_cards())}"
+        f" shipped card, which are {', '.join(shipped_cards())}; nor the path of a .toml file"
     )
 
 

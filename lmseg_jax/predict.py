@@ -194,7 +194,7 @@ def main(argv: Sequence[str]) -> int:
     add("--output", required=True, type=Path, help="folder to write to")
     words = parser.add_mutually_exclusive_group(required=True)
     words.add_argument("--classes", help='any words, such as "road; person; sofa, couch"')
-    words.add_argument("--taxonomy", help="a trained taxonomy, a shipped card, or a union a+b")
+    words.add_argument("--taxonomy", help="a trained taxonomy, a card, or a union a+b")
     add("--task", choices=TASKS, default="semantic")
     add("--overlay", action=argparse.BooleanOptionalAction, default=True, help="draw pictures")
     add("--force", action="store_true", help="segment again what has been written before")

@@ -173,9 +173,9 @@ class Segmenter:
           classes: any words, for heads that read text. Commas part words for one class
             ("sofa, couch"): its probability is the sum of theirs. Their order only numbers them.
           taxonomy: one of `taxonomies`, which may be left out if there is only one; for heads that
-            read text also a shipped card that the model was not trained on, or a union "a+b",
-            whose equal names count once. With `classes`, which must then be names of it: only
-            these, with their ids and colours.
+            read text also a shipped card or the path of a card that the model was not trained on,
+            or a union "a+b", whose equal names count once. With `classes`, which must then be
+            names of it: only these, with their ids and colours.
           task: "semantic", a class for each pixel, or "panoptic", segments that may leave pixels
             empty.
           things: which of the classes have instances. None = as the taxonomy says; free words are
@@ -235,6 +235,23 @@ class Segmenter:
             found,
             shares if scores else None,
         )
+
+    def embeddings(self, taxonomy: str) -> np.ndarray:
+        """What the model compares its queries with: f32 [K, D], a row a class, not normalised.
+
+        Args:
+          taxonomy: see `segment`; of a class with several words the first one counts.
+
+        Raises:
+          UserError: there is no such taxonomy, or the model reads no words.
+        """
+        head = self.model.head
+        if head != "text":
+            raise UserError(f"this model has head {head!r}: its classes are numbers, without words")
+        _, words = label_space.look_up(self.spaces, taxonomy, None, head=head)
+        asked = self._asked(taxonomy, words)
+        rows = [places[0] for places in asked.columns[:-1]]
+        return np.asarray(asked.text["embeddings"])[asked.dataset, rows]
 
     def _run(
         self, image: np.ndarray, valid: np.ndarray, asked: Asked

@@ -17,11 +17,13 @@ LAYERS = {
         "main cli bench bench_loader pillow_recipe data_command plan score convert predict"
         " bench_step bench_parts bench_text bench_inference"
         " experiments experiment_tables experiment_plots suites"
+        " figure taxonomy_command"
     ),
     "runs": "train evaluate pretrain pretrain_captions pretrain_classifier segmenter words",
     "parts": (
         "assembly baselines checkpoint contact_sheet flops label_space logs losses metrics"
         " optimizer postprocess programs report scoring segmentation sharding state step visualize"
+        " charts comparison taxonomy_report"
         " pipeline models pretrained"
     ),
     "pieces": "matcher tokenizer configuration configuration_rules datasets",
@@ -38,6 +40,7 @@ DISTRIBUTIONS = {
     "huggingface_hub": "huggingface-hub",
     "orbax": "orbax-checkpoint",
     "PIL": "pillow",
+    "sklearn": "scikit-learn",
     "tensorflow_datasets": "tensorflow-datasets",
 }
 

@@ -11,6 +11,7 @@ from PIL import Image
 from lmseg_jax import assembly, cli, predict, scoring, segmenter, sharding, state
 from lmseg_jax.datasets.card import load_card
 from lmseg_jax.datasets.formats import open_source
+from lmseg_jax.datasets.names_card import union_card
 from lmseg_jax.label_space import of_card
 from tests.predictions import run
 from tests.tiny import tiny_config
@@ -83,6 +84,19 @@ def test_free_words_are_numbered_and_a_second_run_skips(command, tmp_path, capsy
     assert command("--classes", "box; cat") == 2
     assert "an earlier run had another names" in capsys.readouterr().err
     assert command("--classes", "box; cat", "--no-overlay", "--force") == 0
+
+
+def test_a_union_card_is_asked_for_by_its_path(command, tree, tmp_path, model):
+    cards = [load_card(tree[1]), load_card("world_coarse")]
+    groups = [{0: 0}, {0: 1, 1: 0}, {1: 2}]  # tiny's box is also called "round thing"
+    path = tmp_path / "union.toml"
+    path.write_text(union_card(cards, groups, name="both"))
+    assert command("--taxonomy", str(path), "--no-overlay") == 0
+    image = tree[0] / "images/0.jpg"
+    written = np.asarray(Image.open(tmp_path / "out/labels/0.png"))
+    by_words = model.segment(image, classes=["ground", "box, round thing", "water"])
+    np.testing.assert_array_equal(written, by_words.labels + 1)
+    assert json.loads((tmp_path / "out/predict.json").read_text())["ids"] == [1, 2, 3]
 
 
 def test_panoptic_pngs_and_list_are_cocos(command, model, tmp_path, monkeypatch):

@@ -111,6 +111,18 @@ def test_free_words_that_are_a_taxonomys_names_give_its_numbers(loaded, config, 
     np.testing.assert_allclose(by_words[1], by_name[1], rtol=1e-5, atol=1e-5)
 
 
+def test_embeddings_are_those_of_the_model_whatever_the_taxonomy(loaded, config, weights):
+    model = state.merge(state.graph(config.model), *jax.tree.map(jnp.asarray, weights))
+    rows = tokenizer.vocabulary([["round thing", "angular thing", "water", "ground"]])
+    encode = jax.jit(lambda *words: model.encode_text(*words)["embeddings"])
+    expected = encode(rows.tokens, rows.index, rows.valid)[0, :4]
+    trained = loaded.embeddings("world_coarse")
+    np.testing.assert_allclose(trained, expected, rtol=1e-4, atol=1e-4)
+    joined = loaded.embeddings("world_coarse+world_patterns")  # read as any words are
+    assert joined.shape == (8, 16)
+    np.testing.assert_allclose(joined[:4], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_several_words_for_one_class_add_their_probabilities(loaded, image):
     def probabilities(classes):
         logits, _ = loaded.raw(image, classes=classes)
@@ -287,6 +299,11 @@ def test_the_only_taxonomy_need_not_be_named(maskformer):
     named = maskformer.raw(image, taxonomy="maskformer_hf")
     for part, expected in zip(maskformer.raw(image), named, strict=True):
         np.testing.assert_array_equal(part, expected)
+
+
+def test_a_head_with_fixed_classes_has_no_embeddings(maskformer):
+    with pytest.raises(UserError, match="its classes are numbers"):
+        maskformer.embeddings("maskformer")
 
 
 def test_a_head_with_fixed_classes_reads_no_words(maskformer):

@@ -12,6 +12,7 @@ from lmseg_jax.errors import UserError
 from lmseg_jax.taxonomy import Category, Taxonomy, plain
 
 TASKS = ("semantic", "panoptic")
+NAMES_ONLY = "none"  # format of a card without images
 WORD = r"[A-Za-z0-9_-]+"  # names that become parts of file names
 # Could end a line, steer a terminal, or not be printed at all.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -52,10 +53,10 @@ class DatasetCard:
     name: str
     path: str  # of the card's file, for messages
     task: str  # "semantic" | "panoptic"
-    format: str  # key of datasets.formats.FORMATS
+    format: str  # key of datasets.formats.FORMATS, or NAMES_ONLY
     taxonomy: Taxonomy
     splits: dict[str, int]  # expected number of images
-    train: Recipe
+    train: Recipe | None  # None without images
     test: TestRule
     object_mask: float  # panoptic thresholds
     overlap: float
@@ -141,15 +142,20 @@ def _card(top: Table) -> DatasetCard:
     about.close()
     taxonomy, void_colors = _classes(top, name)
     files = _files(top.table("files", {}))
-    counts = top.table("splits")
+    bare = kind == NAMES_ONLY
+    counts = top.table("splits", {}) if bare else top.table("splits")
     splits = {split: counts.number(split, 1, 10**9) for split in list(counts.values)}
     for split in splits:
         if not re.fullmatch(WORD, split):
             raise counts.error(repr(split), "is no name of a split; use letters, digits, _ and -")
-    if not splits:
+    if bare and (splits or files != Files()):
+        key = "splits" if splits else "files"
+        raise top.error(key, f"has entries, but format {NAMES_ONLY!r} has no images; take it out")
+    if not splits and not bare:
         raise top.error("splits", "is empty; expected the number of images of each split")
     _check_splits(top, files, splits)
-    recipe, test = read_recipe(top.table("augmentation")), read_test_rule(top.table("test"))
+    recipe = None if bare else read_recipe(top.table("augmentation"))
+    test = read_test_rule(top.table("test"))
     panoptic = top.table("panoptic", {"object_mask": 0.8, "overlap": 0.8})  # MaskFormer's on COCO
     thresholds = {key: float(panoptic.take(key, float)) for key in ("object_mask", "overlap")}
     for key, value in thresholds.items():

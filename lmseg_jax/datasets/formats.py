@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lmseg_jax.datasets.card import DatasetCard
+from lmseg_jax.datasets.card import NAMES_ONLY, DatasetCard
 from lmseg_jax.datasets.sample import VOID, Sample, runs
 from lmseg_jax.errors import UserError
 
@@ -136,6 +136,11 @@ def open_source(card: DatasetCard, split: str, *, root: str | Path, limit: int =
     Raises:
       UserError: unknown format or split, missing root or files, empty split.
     """
+    if card.format == NAMES_ONLY:
+        raise UserError(
+            f"{card.path}: format is {NAMES_ONLY!r}: it has names and no images; it can be asked"
+            " for (`lmseg predict --taxonomy`), not trained or scored"
+        )
     if card.format not in FORMATS:
         raise UserError(
             f"{card.path}: format is {card.format!r}; this version reads {', '.join(FORMATS)}"

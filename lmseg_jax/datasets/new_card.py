@@ -73,7 +73,7 @@ def new_card(
     title = [
         "# Written by `lmseg data new`. What may be wrong is marked as a guess; when it is mended,",
         f"# `lmseg data check {path.name}` says whether training would run.",
-        f"name = {_quoted(name)}" if name else f"name = {_quoted(guessed)} # guess: as the folder",
+        f"name = {quoted(name)}" if name else f"name = {quoted(guessed)} # guess: as the folder",
     ]
     text = "\n".join([*title, *_lines(layout, found, names=names), ""])
     written = []
@@ -175,9 +175,9 @@ def _lines(layout: Layout, found: _Found, *, names: str) -> list[str]:
         "]",
         "",
         "[files]",
-        f"folder = {_quoted(layout.folder)}",
-        f"images = [{', '.join(map(_quoted, layout.images))}]",
-        f"labels = {_quoted(layout.labels)} # guess: by the names of the files",
+        f"folder = {quoted(layout.folder)}",
+        f"images = [{', '.join(map(quoted, layout.images))}]",
+        f"labels = {quoted(layout.labels)} # guess: by the names of the files",
     ]
     if layout.lists:
         lines += [
@@ -187,7 +187,7 @@ def _lines(layout: Layout, found: _Found, *, names: str) -> list[str]:
     if layout.listed:
         lines.append('list = "{split}.txt"')
     for split, folder in layout.split_names.items():
-        lines.append(f"split_names.{split} = {_quoted(folder)} # guess: by the folder's name")
+        lines.append(f"split_names.{split} = {quoted(folder)} # guess: by the folder's name")
     lines += [
         "",
         "[splits]",
@@ -224,7 +224,7 @@ def _class_line(row: dict, found: _Found) -> str:
     seen = f"{share:.2f} % of the pixels, in {images}"
     guess = "" if row["named"] else "guess: the name; "
     return (
-        f"  {{ id = {row['id']}, name = {_quoted(row['name'])}, thing = false, "
+        f"  {{ id = {row['id']}, name = {quoted(row['name'])}, thing = false, "
         f"color = {list(row['color'])} }}, # {guess}{seen}"
     )
 
@@ -301,6 +301,6 @@ def _rgb(value: int) -> tuple[int, int, int]:
     return value >> 16, value >> 8 & 255, value & 255
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """The text as a TOML string."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

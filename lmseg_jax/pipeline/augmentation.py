@@ -47,11 +47,14 @@ def choose_recipe(card: DatasetCard, augmentation: str) -> Recipe:
       augmentation: "own": the card's; "fixed": `FIXED_RECIPE`; or a card, whose recipe all take.
 
     Raises:
-      UserError: there is no such card.
+      UserError: there is no such card, or it has no images and thus no recipe.
     """
-    if augmentation == "own":
-        return card.train
-    return FIXED_RECIPE if augmentation == "fixed" else load_card(augmentation).train
+    if augmentation == "fixed":
+        return FIXED_RECIPE
+    whose = card if augmentation == "own" else load_card(augmentation)
+    if whose.train is None:
+        raise UserError(f"{whose.path}: has names and no images, so it cannot be trained on")
+    return whose.train
 
 
 def augment(sample: Sample, recipe: Recipe, *, max_targets: int, rng: np.random.Generator) -> Crop:
