@@ -117,7 +117,7 @@ SUITES = {
                 "classifier",
                 "the same, encoder from a classifier",
                 _worlds("no_guidance,no_daa"),
-                flags=("--config.pretrained.image={weights}/worlds_encoder.safetensors",),
+                flags=("--config.pretrained.image={weights}/worlds_classifier.safetensors",),
                 pretraining="clip_worlds:classifier",
             ),
             Row(
