@@ -41,6 +41,8 @@ def get_config():
     config.model.pixels = "clip"  # mean and std of the images: clip | imagenet, as the weights'
     config.model.head = "text"  # or the baselines linear | multi_head | manual_taxonomy
     config.model.queries = 100  # N, Sec. 4.1
+    config.model.dtype = "float32"  # of the network's arithmetic | bfloat16: docs/scale.md
+    config.model.remat = "none"  # blocks: backbone blocks and decoder layers run twice, less memory
     config.model.width = 256  # D, of decoder, adapter and mask embeddings
     config.model.temperature = 0.07  # tau, Eq. 1
     config.model.manual = ConfigDict()

@@ -121,7 +121,7 @@ def measure(
         changes, memory = optimizer.update(grads, memory, params)
         return optax.apply_updates(params, changes), memory
 
-    images = jax.random.normal(key, bucket["image"].shape)
+    images = jax.random.normal(key, bucket["image"].shape, config.model.dtype)
     backbone, fpn, decoder, reader = (
         part_of(PARTS[name]) for name in ("backbone", "fpn", "decoder", "text")
     )

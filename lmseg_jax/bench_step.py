@@ -184,6 +184,7 @@ def measure(config: ConfigDict, *, size: int, targets: int, runs: int, side: int
         "head": config.model.head,
         "backbone": config.model.backbone,
         "resolution": config.loss.resolution,
+        "dtype": config.model.dtype,
         "size": size,
         "batch": config.batching.batch,
         "targets": targets,
@@ -215,7 +216,7 @@ def table(found: dict) -> str:
     lines = [
         f"{found['backbone']}, head {found['head']}, {found['batch']} x {found['size']}x"
         f"{found['size']}, {found['targets']} targets in {found['slots']} slots, loss at "
-        f"{found['resolution']} resolution, f32, random weights, on {found['device']}",
+        f"{found['resolution']} resolution, {found['dtype']}, random weights, on {found['device']}",
         f"an update: median {median:.3f} s of {found['runs']}, {found['min_s']:.3f} to "
         f"{found['max_s']:.3f}; loss {found['loss']:.3f}",
         f"{gflop:.1f} GFLOP at {gflop / median:.1f} GFLOP/s, {found['fraction']:.1%} of "

@@ -25,12 +25,14 @@ from lmseg_jax.errors import UserError
 NOT_LEARNED = ("mesh.", "log.", "evaluation.", "checkpoint.", "data.evaluate")
 NOT_LEARNED += ("data.root", "data.workers", "data.threads")
 NOT_LEARNED += ("data.on_error",)  # a run that stopped at a bad file may go on past it
+NOT_LEARNED += ("model.remat",)  # the same numbers, up to rounding, for less memory
 NOT_LEARNED += ("model.manual.restrict",)  # decides how images are segmented, after training
 
 # Keys that the first workdirs did not have, with the values that stand for what was done then.
 BEFORE = {
     "data.names": "first",
     "batching.policy": "stratified",
+    "model.dtype": "float32",
     "model.pixels": "clip",
     "model.similarity": "cosine",
     "model.temperature_learned": False,

@@ -18,10 +18,11 @@ def count(function: Callable, *arguments) -> int:
     XLA's own `cost_analysis` counts the body of a loop once, which is why this exists.
 
     Args:
-      function: to be traced.
+      function: to be traced; jitted or not.
       arguments: arrays or `jax.ShapeDtypeStruct`s.
     """
-    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    jitted = function if hasattr(function, "trace") else jax.jit(function)
+    jaxpr = jitted.trace(*arguments).jaxpr.jaxpr
     needed, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return of_jaxpr(needed)
 
@@ -41,11 +42,11 @@ def of_jaxpr(jaxpr: Jaxpr) -> int:
             times = parameters["length"] if name == "scan" else 1
             if name == "shard_map":  # its shapes are those of one device
                 times = math.prod(parameters["mesh"].shape.values())
-            total += times * sum(of_jaxpr(inner) for inner in _inside(parameters))
+            total += times * sum(of_jaxpr(inner) for inner in inside(parameters))
     return total
 
 
-def _inside(parameters: dict) -> Iterator[Jaxpr]:
+def inside(parameters: dict) -> Iterator[Jaxpr]:
     """Jaxprs among the parameters of an equation."""
     for value in parameters.values():
         if isinstance(value, ClosedJaxpr):

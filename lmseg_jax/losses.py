@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 from lmseg_jax import matcher
 
 ALPHA, GAMMA = 0.25, 2  # focal loss (Lin et al., 2017), as in MaskFormer
+GROUP = 10  # targets of an image whose full-resolution masks live at a time
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,9 @@ class Targets:
     def real(self) -> Array:
         return self.classes >= 0
 
-    def masks(self, stride: int = 1) -> tuple[Array, Array]:
-        """f32 targets [B, T, h, w] and counted [B, h, w], nearest neighbour at `stride`."""
+    def masks(self, index: Array, *, stride: int = 1) -> tuple[Array, Array]:
+        """f32 targets `index` [B, n, h, w] and counted [B, h, w], nearest neighbour at `stride`."""
         segments = self.segments[:, ::stride, ::stride]
-        index = jnp.arange(self.classes.shape[1])
         masks = segments[:, None] == index[None, :, None, None]
         return masks.astype(jnp.float32), self.counted[:, ::stride, ::stride].astype(jnp.float32)
 
@@ -115,8 +116,9 @@ def matching_cost(
 
     Source: LMSeg Sec. 3.3; MaskFormer (Cheng et al., 2021).
     """
-    target, counted = targets.masks(targets.segments.shape[1] // masks.shape[2])
     b, t = targets.classes.shape
+    stride = targets.segments.shape[1] // masks.shape[2]
+    target, counted = targets.masks(jnp.arange(t), stride=stride)
     truth = (target * counted[:, None]).reshape(b, t, -1)  # [B, T, P]
     pixels = counted.reshape(b, 1, -1)
     x = masks.reshape(b, masks.shape[1], -1)  # [B, Q, P]
@@ -189,6 +191,70 @@ def contrastive_loss(logits: Array, query: Array, classes: Array, *, valid, no_o
     return -jnp.sum(weight * picked)
 
 
+def upsample(x: Array, factor: int) -> Array:
+    """Bilinear interpolation at pixel centres, edges repeated; two neighbours an axis.
+
+    The numbers of `jax.image.resize`, which is a product with a dense matrix of H x h an axis.
+
+    Args:
+      x: [..., h, w].
+      factor: by which both sides grow.
+
+    Returns:
+      [..., factor h, factor w].
+    """
+    place = (np.arange(factor) + 0.5) / factor - 0.5  # in the old pixel, from its centre
+    weights = np.float32([np.maximum(-place, 0), 1 - np.abs(place), np.maximum(place, 0)])
+    for _ in range(2):  # each time along the last axis
+        before = jnp.concatenate([x[..., :1], x[..., :-1]], axis=-1)
+        after = jnp.concatenate([x[..., 1:], x[..., -1:]], axis=-1)
+        x = sum(
+            neighbour[..., None] * weight.reshape((1,) * x.ndim + (-1,))
+            for neighbour, weight in zip((before, x, after), weights, strict=True)
+        )
+        x = jnp.swapaxes(x.reshape(*x.shape[:-2], -1), -1, -2)
+    return x
+
+
+def full_mask_losses(masks: Array, targets: Targets) -> tuple[Array, Array]:
+    """Focal and dice loss of each target's mask, upsampled to the size of the targets.
+
+    GROUP targets of each image are upsampled at a time, forward and backward, and groups in which
+    no image has a target are skipped: memory goes with GROUP, work with the targets that there are.
+
+    Args:
+      masks: [B, T, h, w], logits of the query that has each target.
+      targets: of the bucket, [B, H, W].
+
+    Returns:
+      [B, T] each; values of unused targets mean nothing.
+    """
+    b, t, h, w = masks.shape
+    size = min(GROUP, t)
+    count = -(-t // size)
+    masks = jnp.pad(masks, ((0, 0), (0, count * size - t), (0, 0), (0, 0)))
+    masks = jnp.moveaxis(masks.reshape(b, count, size, h, w), 1, 0)
+    most = jnp.max(jnp.sum(targets.real, axis=-1))  # unused targets come last
+
+    @jax.checkpoint  # here too, or a skipped group would write zeros for all that a used one keeps
+    def used(first, masks):
+        target, counted = targets.masks(first + jnp.arange(size))
+        masks = upsample(masks, target.shape[2] // h)
+        counted = counted[:, None]
+        return focal_loss(masks, target, counted), dice_loss(masks, target, counted)
+
+    def unused(first, masks):
+        return jnp.zeros((b, size)), jnp.zeros((b, size))
+
+    @jax.checkpoint
+    def group(operands):
+        first, masks = operands
+        return jax.lax.cond(first < most, used, unused, first, masks)
+
+    found = jax.lax.map(group, (size * jnp.arange(count), masks))  # [count, B, size]
+    return tuple(jnp.moveaxis(x, 0, 1).reshape(b, -1)[:, :t] for x in found)
+
+
 def total_loss(
     predictions: dict[str, Array],
     bucket: dict[str, Array],
@@ -229,9 +295,9 @@ def total_loss(
     query = matcher.assign(cost, count, where=matching.where, mesh=mesh)
     wrong = ~jnp.isfinite(cost) & targets.real[None, :, None, :]
 
-    height, width = targets.segments.shape[1:]
-    stride = 1 if loss.resolution == "full" else height // masks.shape[3]
-    target, counted = targets.masks(stride)
+    target, counted = targets.masks(
+        jnp.arange(targets.classes.shape[1]), stride=targets.segments.shape[1] // masks.shape[3]
+    )  # at the resolution of the masks
     names = valid[bucket["dataset"]]
 
     @jax.checkpoint
@@ -239,11 +305,11 @@ def total_loss(
         logits, masks, query = layer
         chosen = jax.vmap(lambda mask, index: mask[index])(masks, query)  # [B, T, h, w]
         if loss.resolution == "full":
-            shape = (*chosen.shape[:2], height, width)
-            chosen = jax.image.resize(chosen, shape, "bilinear", antialias=False)
-        real = targets.real
-        focal = jnp.sum(jnp.where(real, focal_loss(chosen, target, counted[:, None]), 0))
-        dice = jnp.sum(jnp.where(real, dice_loss(chosen, target, counted[:, None]), 0))
+            focal, dice = full_mask_losses(chosen, targets)
+        else:
+            focal = focal_loss(chosen, target, counted[:, None])
+            dice = dice_loss(chosen, target, counted[:, None])
+        focal, dice = (jnp.sum(jnp.where(targets.real, x, 0)) for x in (focal, dice))
         classification = contrastive_loss(
             logits, query, targets.classes, valid=names, no_object=loss.no_object
         )

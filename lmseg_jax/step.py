@@ -19,6 +19,10 @@ from ml_collections import ConfigDict
 from lmseg_jax import losses, sharding
 from lmseg_jax.state import TrainState, merge, project
 
+# XLA's CPU compiler removes the barriers around what is computed again before it merges equal
+# computations, and so keeps everything after all
+KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
 PARTS = ("classification", "focal", "dice", "final", "nonfinite")
 
 
@@ -141,11 +145,15 @@ def make_step(
         "text": everywhere,
         "parts": {part: everywhere for part in ("loss", *PARTS)},
     }
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    options = KEEP_BARRIERS if config.model.remat != "none" and on_cpu else None
     return Step(
         denominators=jax.jit(denominators, out_shardings=everywhere),
         encode_text=jax.jit(text_of, out_shardings=everywhere),
         zeros=jax.jit(zeros, out_shardings=sums),
-        add_gradients=jax.jit(add_gradients, donate_argnums=5, out_shardings=sums),
+        add_gradients=jax.jit(
+            add_gradients, donate_argnums=5, out_shardings=sums, compiler_options=options
+        ),
         update=jax.jit(update, donate_argnums=0, out_shardings=(shardings, everywhere)),
     )
 

@@ -9,7 +9,7 @@ from lmseg_jax.datasets.card import load_card
 from lmseg_jax.errors import UserError
 from lmseg_jax.models.category_decoder import ORDERS, QUERIES
 from lmseg_jax.models.heads import HEADS, SIMILARITIES, TEMPERATURES
-from lmseg_jax.models.lmseg import BACKBONES, PIXELS, STRIDES
+from lmseg_jax.models.lmseg import BACKBONES, DTYPES, PIXELS, REMAT, STRIDES
 from lmseg_jax.models.pixel_decoder import PIXEL_DECODERS
 from lmseg_jax.pipeline.policies import DRAWN
 
@@ -149,6 +149,8 @@ IMPOSSIBLE = [
     ("model.head=linear", "config.model.decoder.order = 'visual-text': config.model.head = "),
     ("model.pixel_decoder.mask_width=-1", "is below 0"),
     ("model.decoder.project=false", "config.model.decoder.project = False: pixel8 has 48"),
+    ("model.dtype=float16", "is not one of float32, bfloat16"),
+    ("model.remat=all", "is not one of none, blocks"),
     ("model.head=tail", "config.model.head = 'tail': is not one of text"),
     ("model.similarity=dot", "config.model.similarity = 'dot': is not one of cosine, raw"),
     ("model.decoder.queries=ones", "is not one of zeros, learned"),
@@ -317,6 +319,8 @@ def test_known_names_are_those_that_the_model_has():
     assert set(CHOICES["model.decoder.queries"]) == set(QUERIES)
     assert configuration_rules.TEMPERATURES == TEMPERATURES
     assert set(CHOICES["model.backbone"]) == set(BACKBONES)
+    assert set(CHOICES["model.dtype"]) == set(DTYPES)
+    assert set(CHOICES["model.remat"]) == set(REMAT)
     assert set(CHOICES["model.head"]) == set(HEADS)
     assert set(CHOICES["model.pixels"]) == set(PIXELS)
     assert set(CHOICES["model.decoder.order"]) == set(ORDERS)
@@ -382,6 +386,7 @@ def fingerprint(*overrides, files=(("a", 3),), cards=CARDS):
         "checkpoint.keep=9",
         "mode=evaluate",
         "model.manual.restrict=false",
+        "model.remat=blocks",
     ],
 )
 def test_where_and_how_fast_leave_the_fingerprint_alone(override):

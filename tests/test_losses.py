@@ -179,3 +179,69 @@ def test_parts_add_up_and_nonfinite_costs_are_counted(bucket):
     assert float(parts["nonfinite"]) == 0
     broken = found | {"masks": found["masks"].at[0, 0, 2].set(jnp.nan)}
     assert float(total(broken, bucket)[1]["nonfinite"]) == 2  # one query, two real targets
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_upsampling_interpolates_at_pixel_centres(factor):
+    x = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
+
+    def stretch(row):
+        places = (np.arange(factor * len(row)) + 0.5) / factor - 0.5
+        return np.interp(places, np.arange(len(row)), row)
+
+    expected = np.apply_along_axis(stretch, -1, np.apply_along_axis(stretch, -2, x))
+    np.testing.assert_allclose(losses.upsample(jnp.asarray(x), factor), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_a_mask_loss_does_not_depend_on_its_group(group, monkeypatch):
+    monkeypatch.setattr(losses, "GROUP", group)
+    rng = np.random.default_rng(1)
+    bucket = batch(0, dataset=0, size=(32, 32), targets=7)
+    bucket["classes"][1, :5] = 0  # one image has two targets, the other five
+    targets = losses.targets_of(jax.tree.map(jnp.asarray, bucket), unlabelled="excluded")
+    masks = jnp.asarray(rng.normal(size=(2, 7, 8, 8)), jnp.float32)
+    given = jnp.asarray(rng.random((2, 2, 7)), jnp.float32) * targets.real[None]
+
+    def plain(masks):
+        large = jax.image.resize(masks, (2, 7, 32, 32), "bilinear")
+        truth = (targets.segments[:, None] == jnp.arange(7)[None, :, None, None]) * 1.0
+        counted = targets.counted[:, None] * 1.0
+        parts = losses.focal_loss(large, truth, counted), losses.dice_loss(large, truth, counted)
+        return jnp.sum(jnp.stack(parts) * given)
+
+    def grouped(masks):
+        return jnp.sum(jnp.stack(losses.full_mask_losses(masks, targets)) * given)
+
+    expected, found = (jax.jit(jax.value_and_grad(f))(masks) for f in (plain, grouped))
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(a).max())
+
+
+def test_the_full_resolution_loss_of_a_large_image_takes_little_memory():
+    config = tiny_config()
+    config.loss.resolution = "full"
+    layers, queries, slots, names, side = 6, 100, 100, 151, 1280
+    found = {"logits": (layers, 1, queries, names), "masks": (layers, 1, queries, 320, 320)}
+    found = {key: jax.ShapeDtypeStruct(shape, jnp.float32) for key, shape in found.items()}
+    image = {
+        "segments": jax.ShapeDtypeStruct((1, side, side), jnp.int16),
+        "classes": jax.ShapeDtypeStruct((1, slots), jnp.int32),
+        "dataset": jax.ShapeDtypeStruct((1,), jnp.int32),
+    }
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+
+    def loss(found, image, share):
+        return losses.total_loss(
+            found,
+            image,
+            share,
+            valid=jnp.ones((1, names), bool),
+            loss=config.loss,
+            matching=config.matcher,
+        )
+
+    program = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    share = {"masks": scalar, "weights": scalar}
+    memory = program.lower(found, image, share).compile().memory_analysis()
+    assert 0 < memory.temp_size_in_bytes < 1e9  # 3.3e9 with all targets at once; 2.5e9 is allowed

@@ -84,3 +84,21 @@ def test_parameters_and_moments_are_split_over_fsdp(config, monkeypatch):
         )
 
     assert on_one_device(split) < 0.3 * on_one_device(whole)
+
+
+def test_an_update_peaks_at_its_largest_bucket(config):
+    config = config.copy_and_resolve_references()
+    config.model.decoder.layers = 1
+    config.loss.resolution, config.matcher.where = "quarter", "device"
+    mesh = sharding.make_mesh(1, 1, multiple=8)
+    cards = assembly.load_cards(config)
+    found = programs.of_update(config, cards, mesh, buckets=[(2, 32, 32), (2, 64, 64)])
+    small, large = (
+        program.compile().memory_analysis()
+        for program in found
+        if program.name.startswith("gradient")
+    )
+    assert large.temp_size_in_bytes > small.temp_size_in_bytes
+    for memory in (small, large):  # all that stays from bucket to bucket are the sums, in place
+        new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        assert new < 0.01 * memory.output_size_in_bytes  # the addresses

@@ -7,6 +7,8 @@ from jax.nn import initializers
 
 from lmseg_jax.models.layers import (
     Attention,
+    LayerNorm,
+    Linear,
     caffe_xavier,
     dropout,
     sine_positions,
@@ -44,10 +46,10 @@ class DecoderLayer(nnx.Module):
         self.attentions = nnx.List(
             [Attention(width, heads, dropout=dropout, rngs=rngs) for _ in steps]
         )
-        self.norms = nnx.List([nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs) for _ in steps])
+        self.norms = nnx.List([LayerNorm(width, epsilon=1e-5, rngs=rngs) for _ in steps])
         self.expand = torch_linear(width, feedforward, kernel_init=xavier, rngs=rngs)
         self.contract = torch_linear(feedforward, width, kernel_init=xavier, rngs=rngs)
-        self.feedforward_norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.feedforward_norm = LayerNorm(width, epsilon=1e-5, rngs=rngs)
         self.steps = steps
         self.dropout = dropout
 
@@ -77,7 +79,8 @@ class CategoryDecoder(nnx.Module):
 
     The heads get norm(x_l) of every layer l, the next layer gets x_l itself. With `norm_between`
     x_l is normed before either sees it, so heads get norm(norm(x_l)): what Hugging Face's
-    MaskFormer computes where its decoder has `auxiliary_loss`.
+    MaskFormer computes where its decoder has `auxiliary_loss`. With `remat` a layer's inner values
+    are computed again in the backward pass instead of being kept.
 
     Source: LMSeg Sec. 3.4; layers follow DETR's decoder as in MaskFormer (post-norm, one final norm
     shared by the outputs of all layers).
@@ -97,6 +100,7 @@ class CategoryDecoder(nnx.Module):
         start: str = "zeros",
         project: bool = True,
         norm_between: bool = False,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         if order not in ORDERS:
@@ -109,9 +113,9 @@ class CategoryDecoder(nnx.Module):
                 " set model.decoder.project"
             )
         self.project = (
-            nnx.Linear(channels, width, kernel_init=caffe_xavier, rngs=rngs) if project else None
+            Linear(channels, width, kernel_init=caffe_xavier, rngs=rngs) if project else None
         )
-        self.norm_between = norm_between
+        self.norm_between, self.remat = norm_between, remat
         table = nnx.Param(initializers.normal(1.0)(rngs.params(), (queries, width)))
         if start == "learned":
             self.embedding = table
@@ -126,7 +130,7 @@ class CategoryDecoder(nnx.Module):
                 for _ in range(layers)
             ]
         )
-        self.norm = nnx.LayerNorm(width, epsilon=1e-5, rngs=rngs)
+        self.norm = LayerNorm(width, epsilon=1e-5, rngs=rngs)
 
     def __call__(
         self,
@@ -140,7 +144,7 @@ class CategoryDecoder(nnx.Module):
         """Segment embeddings after every layer.
 
         Args:
-          memory: [B, h, w, C], image features.
+          memory: [B, h, w, C], image features; their dtype is that of all arithmetic.
           memory_valid: bool [B, h, w], False where a cell is padding only.
           text: [B, K, D], embeddings of the names asked for, background last.
           text_valid: bool [B, K].
@@ -152,18 +156,25 @@ class CategoryDecoder(nnx.Module):
         b, h, w, _ = memory.shape
         values = memory if self.project is None else self.project(memory)
         values = values.reshape(b, h * w, -1)
-        keys = values + sine_positions(h, w, values.shape[-1]).reshape(1, h * w, -1)
+        positions = sine_positions(h, w, values.shape[-1]).astype(values.dtype)
+        keys = values + positions.reshape(1, h * w, -1)
+        text = text.astype(values.dtype)
         sources = {
             "visual": (keys, values, memory_valid.reshape(b, h * w)),
             "text": (text, text, text_valid),
         }
         table = self.embedding if self.start == "learned" else self.position
-        table = jnp.broadcast_to(table[...][None], (b, *table.shape))
+        table = jnp.broadcast_to(table[...].astype(values.dtype)[None], (b, *table.shape))
         zeros = jnp.zeros_like(table)
         x, position = (table, zeros) if self.start == "learned" else (zeros, table)
         outputs = []
+
+        def run(layer, x, position, sources, rngs):
+            return layer(x, position, sources=sources, rngs=rngs)
+
+        run = nnx.remat(run) if self.remat else run
         for layer in self.layers:
-            x = layer(x, position, sources=sources, rngs=rngs)
+            x = run(layer, x, position, sources, rngs)
             if self.norm_between:
                 x = self.norm(x)
             outputs.append(self.norm(x))

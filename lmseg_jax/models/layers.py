@@ -1,5 +1,7 @@
 """Parts that several modules share: convolution, attention, positions, dropout, MLP, resizing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +13,23 @@ xavier = initializers.variance_scaling(1.0, "fan_avg", "uniform")
 caffe_xavier = initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
+def as_input(arrays: tuple[Array | None, ...], *, dtype=None) -> tuple[Array | None, ...]:
+    """Parameters in the dtype of the activations, which stand first; `dtype` is not asked."""
+    dtype = jnp.asarray(arrays[0]).dtype
+    return tuple(None if x is None else jnp.asarray(x, dtype) for x in arrays)
+
+
+# computes in the dtype of its input, so that dtype is chosen where images and words come in
+Linear = functools.partial(nnx.Linear, promote_dtype=as_input)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """Normalises in f32, whatever the dtype of its input, and answers in that."""
+
+    def __call__(self, x: Array) -> Array:
+        return super().__call__(x).astype(x.dtype)
+
+
 def torch_linear(inputs: int, outputs: int, *, kernel_init=None, rngs: nnx.Rngs) -> nnx.Linear:
     """Linear layer whose kernel and bias start uniform in +-1/sqrt(inputs), as PyTorch's do."""
     bound = inputs**-0.5
@@ -18,9 +37,7 @@ def torch_linear(inputs: int, outputs: int, *, kernel_init=None, rngs: nnx.Rngs)
     def uniform(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nnx.Linear(
-        inputs, outputs, kernel_init=kernel_init or uniform, bias_init=uniform, rngs=rngs
-    )
+    return Linear(inputs, outputs, kernel_init=kernel_init or uniform, bias_init=uniform, rngs=rngs)
 
 
 def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
@@ -65,15 +82,16 @@ class Attention(nnx.Module):
     """Multi-head attention with dropout on the attention weights.
 
     out = W_o concat_h softmax(q_h k_h^T / sqrt(d)) v_h; keys that are not valid get weight zero.
+    The softmax is in f32 whatever the dtype of the inputs.
     """
 
     def __init__(self, width: int, heads: int, *, dropout: float = 0.0, rngs: nnx.Rngs):
         # the three projections start as one matrix [width, 3 width] would
         fused = initializers.variance_scaling(0.5, "fan_avg", "uniform")
-        self.query = nnx.Linear(width, width, kernel_init=fused, rngs=rngs)
-        self.key = nnx.Linear(width, width, kernel_init=fused, rngs=rngs)
-        self.value = nnx.Linear(width, width, kernel_init=fused, rngs=rngs)
-        self.out = nnx.Linear(width, width, kernel_init=xavier, rngs=rngs)
+        self.query = Linear(width, width, kernel_init=fused, rngs=rngs)
+        self.key = Linear(width, width, kernel_init=fused, rngs=rngs)
+        self.value = Linear(width, width, kernel_init=fused, rngs=rngs)
+        self.out = Linear(width, width, kernel_init=xavier, rngs=rngs)
         self.heads = heads
         self.dropout = dropout
 
@@ -92,11 +110,12 @@ class Attention(nnx.Module):
             return x.reshape(*x.shape[:2], self.heads, -1)  # [B, S, heads, D / heads]
 
         q, k, v = split(self.query(queries)), split(self.key(keys)), split(self.value(values))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+        scores = scores * q.shape[-1] ** -0.5
         if valid is not None:
             scores = jnp.where(valid[:, None, None, :], scores, -1e9)
         weights = dropout(jax.nn.softmax(scores, axis=-1), self.dropout, rngs)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
         return self.out(mixed.reshape(queries.shape))
 
 
@@ -122,8 +141,8 @@ class Conv3x3(nnx.Conv):
 
     def __call__(self, x: Array) -> Array:
         """[B, H, W, inputs] -> [B, ceil(H / stride), ceil(W / stride), outputs]."""
-        x = _convolve(x, self.kernel[...], self.strides)
-        return x if self.bias is None else x + self.bias[...][None, None, None]
+        x = _convolve(x, self.kernel[...].astype(x.dtype), self.strides)
+        return x if self.bias is None else x + self.bias[...].astype(x.dtype)[None, None, None]
 
 
 def _plain(x: Array, kernel: Array, stride: int) -> Array:

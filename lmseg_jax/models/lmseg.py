@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from lmseg_jax.models.category_decoder import CategoryDecoder
 from lmseg_jax.models.heads import HEADS, foreign_to_background
-from lmseg_jax.models.layers import MLP, torch_linear
+from lmseg_jax.models.layers import MLP, LayerNorm, torch_linear
 from lmseg_jax.models.pixel_decoder import PIXEL_DECODERS
 from lmseg_jax.models.prompts import Prompt
 from lmseg_jax.models.resnet import ClipResNet, ResNet
@@ -18,6 +18,8 @@ from lmseg_jax.models.text_encoder import TextEncoder
 
 BACKBONES = {"clip_resnet": ClipResNet, "resnet": ResNet}
 STRIDES = {"res3": 8, "res4": 16, "res5": 32, "pixel8": 8, "pixel16": 16}  # of the memory
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # of arithmetic; parameters are f32
+REMAT = {"none": False, "blocks": True}  # whether blocks and layers are computed twice, not kept
 MULTIPLE = 32  # of height and width of every image the network sees
 
 # Mean and standard deviation that images are normalised with, 0..255 RGB
@@ -48,7 +50,7 @@ class LMSeg(nnx.Module):
     prompt nor adapter.
 
     Args:
-      backbone: maps f32 images [B, H, W, 3] to a dict res2..res5 and has `channels`.
+      backbone: maps images [B, H, W, 3] to a dict res2..res5 in their dtype and has `channels`.
       config: `config.model` of a run.
       names: number of names of each dataset, background included and last; for heads other than
         "text".
@@ -87,6 +89,7 @@ class LMSeg(nnx.Module):
             start=decoder.queries,
             project=decoder.project,
             norm_between=decoder.norm_between,
+            remat=known(REMAT, config.remat, "remat"),
             rngs=rngs,
         )
         mask_width = pixels.mask_width or pixels.width
@@ -113,11 +116,12 @@ class LMSeg(nnx.Module):
         else:
             self.head = head(config.width, names=names, rngs=rngs)
         self.adapter_norm = (
-            nnx.LayerNorm(text.embedding, epsilon=1e-5, rngs=rngs) if config.adapter_norm else None
+            LayerNorm(text.embedding, epsilon=1e-5, rngs=rngs) if config.adapter_norm else None
         )
         self.query_mlp = MLP((config.width,) * 4, rngs=rngs) if config.query_mlp else None
         self.unrestricted = config.head == "manual_taxonomy" and not config.manual.restrict
         self.mean, self.std = known(PIXELS, config.pixels, "pixels")
+        self.dtype = known(DTYPES, config.dtype, "dtype")
         self.memory = decoder.memory
         self.padding_seen = decoder.padding == "seen"
 
@@ -135,10 +139,11 @@ class LMSeg(nnx.Module):
         """
         if not self.reads_text:
             return {"embeddings": jnp.zeros((*valid.shape, 0)), "valid": valid}
-        names = self.text_encoder.encode_prompted(self.prompt.context[...], tokens)
+        context = self.prompt.context[...].astype(self.dtype)
+        names = self.text_encoder.encode_prompted(context, tokens)
         if self.adapter_norm is not None:
             names = self.adapter_norm(names)
-        return {"embeddings": self.adapter(names)[index], "valid": valid}
+        return {"embeddings": self.adapter(names).astype(jnp.float32)[index], "valid": valid}
 
     def __call__(
         self,
@@ -168,7 +173,7 @@ class LMSeg(nnx.Module):
         """
         mean, std = (jnp.asarray(v).reshape(1, 1, 1, 3) for v in (self.mean, self.std))
         x = (images.astype(jnp.float32) - mean) / std
-        x = jnp.where(valid[..., None], x, 0)
+        x = jnp.where(valid[..., None], x, 0).astype(self.dtype)
         features = self.backbone(x)
         features |= self.pixel_decoder(features)
         return self.answer(features, text, dataset, valid=valid, last=last, rngs=rngs)
@@ -194,10 +199,15 @@ class LMSeg(nnx.Module):
         )  # [L, B, Q, D]
         if last:
             queries = queries[-1:]
-        masks = jnp.einsum("lbqc,bhwc->lbqhw", self.mask_head(queries), features["pixel4"])
+        masks = jnp.einsum(
+            "lbqc,bhwc->lbqhw",
+            self.mask_head(queries),
+            features["pixel4"],
+            preferred_element_type=jnp.float32,
+        )
         if self.query_mlp is not None:
             queries = self.query_mlp(queries)
-        logits = self.head(queries, text, dataset)
+        logits = self.head(queries.astype(jnp.float32), text, dataset)
         if last and self.unrestricted:
             logits = foreign_to_background(logits, text["valid"][dataset])
         return {"logits": logits, "masks": masks}
@@ -217,6 +227,7 @@ def build(
         width=resnet.width,
         norm=resnet.norm,
         affine=resnet.affine,
+        remat=known(REMAT, config.remat, "remat"),
         rngs=rngs,
     )
     return LMSeg(backbone, config, names=names, union=union, rngs=rngs)

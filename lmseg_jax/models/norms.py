@@ -1,4 +1,7 @@
-"""Normalisation of image features: constants, groups of channels, or the whole batch."""
+"""Normalisation of image features: constants, groups of channels, or the whole batch.
+
+Statistics are in f32, results in the dtype of the features.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +18,7 @@ class Constant(nnx.Variable):
 def _affine(features: Array, scale: Array, bias: Array) -> Array:
     """features * scale + bias; scale and bias are [C], or [B, C] for one pair an image."""
     shape = (-1, 1, 1, features.shape[-1])
-    return features * scale.reshape(shape) + bias.reshape(shape)
+    return (features * scale.reshape(shape) + bias.reshape(shape)).astype(features.dtype)
 
 
 class FrozenNorm(nnx.Module):
@@ -59,8 +62,9 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, features: Array, *, train: bool = False) -> Array:
         """[B, H, W, C] -> the same; `train` changes nothing."""
-        mean = self._over_groups(jnp.mean(features, axis=(1, 2)))
-        square = self._over_groups(jnp.mean(jnp.square(features), axis=(1, 2)))
+        exact = features.astype(jnp.float32)
+        mean = self._over_groups(jnp.mean(exact, axis=(1, 2)))
+        square = self._over_groups(jnp.mean(jnp.square(exact), axis=(1, 2)))
         var = jnp.maximum(square - jnp.square(mean), 0.0)
         scale = self.scale[...][None] * jax.lax.rsqrt(var + EPSILON)  # [B, C]
         return _affine(features, scale, self.bias[...][None] - mean * scale)

@@ -3,7 +3,7 @@
 from flax import nnx
 from jax import Array
 
-from lmseg_jax.models.layers import Conv3x3, caffe_xavier, nearest_upsample
+from lmseg_jax.models.layers import Conv3x3, Linear, caffe_xavier, nearest_upsample
 from lmseg_jax.models.norms import GroupNorm
 
 LEVELS = ("res2", "res3", "res4", "res5")
@@ -28,9 +28,7 @@ class FPN(nnx.Module):
     ):
         self.lateral = nnx.List(
             [
-                nnx.Linear(
-                    channels[level], width, use_bias=False, kernel_init=caffe_xavier, rngs=rngs
-                )
+                Linear(channels[level], width, use_bias=False, kernel_init=caffe_xavier, rngs=rngs)
                 for level in LEVELS[:-1]
             ]
         )

@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from lmseg_jax.models import norms
-from lmseg_jax.models.layers import Conv3x3
+from lmseg_jax.models.layers import Conv3x3, Linear, as_input
 
 EXPANSION = 4
 CHANNELS_A_GROUP = 8  # of GroupNorm, where there is one
@@ -46,7 +46,7 @@ def _spatial(inputs: int, outputs: int, *, stride: int = 1, rngs: nnx.Rngs) -> C
 
 def _pointwise(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.Linear:
     """1x1 convolution without bias, as a matrix product: the weight gradient is faster on CPU."""
-    return nnx.Linear(inputs, outputs, use_bias=False, kernel_init=_kernel_init, rngs=rngs)
+    return Linear(inputs, outputs, use_bias=False, kernel_init=_kernel_init, rngs=rngs)
 
 
 def _halve(features: Array) -> Array:
@@ -130,11 +130,15 @@ def _channels(stages: nnx.List) -> dict[str, int]:
     return {f"res{i}": blocks[0].conv3.out_features for i, blocks in enumerate(stages, start=2)}
 
 
-def _run_stages(stages: nnx.List, features: Array, *, train: bool) -> dict[str, Array]:
+def _run_stages(stages: nnx.List, features: Array, *, train: bool, remat: bool) -> dict[str, Array]:
+    def run(block, features):
+        return block(features, train=train)
+
+    run = nnx.remat(run) if remat else run
     outputs = {}
     for number, blocks in enumerate(stages, start=2):
         for block in blocks:
-            features = block(features, train=train)
+            features = run(block, features)
         outputs[f"res{number}"] = features
     return outputs
 
@@ -151,6 +155,7 @@ class ClipResNet(nnx.Module):
       norm: "frozen" (constants, for pretrained weights), "group" (from scratch) or "batch" (live
         statistics when called with `train=True`; pre-training only).
       affine: trains scale and bias of frozen norms.
+      remat: computes the inside of each block again in the backward pass instead of keeping it.
 
     Attributes:
       channels: of each output, a dict with the keys "res2".."res5".
@@ -166,9 +171,11 @@ class ClipResNet(nnx.Module):
         width: int = 64,
         norm: str = "frozen",
         affine: bool = False,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         make = _norm(norm, affine=affine)
+        self.remat = remat
         half = width // 2
         sizes = ((3, half, 2), (half, half, 1), (half, width, 1))
         self.stem = nnx.List([StemLayer(a, b, stride=s, norm=make, rngs=rngs) for a, b, s in sizes])
@@ -183,13 +190,14 @@ class ClipResNet(nnx.Module):
         """Features at four scales.
 
         Args:
-          images: f32 [B, H, W, 3], normalised.
+          images: [B, H, W, 3], normalised; their dtype is that of all arithmetic.
           train: with norm "batch", normalise by this batch and move the running averages.
 
         Returns:
-          "res2".."res5" -> f32 [B, h, w, C], strides 4 to 32.
+          "res2".."res5" -> [B, h, w, C], strides 4 to 32.
         """
-        return _run_stages(self.stages, self.embed(images, train=train), train=train)
+        features = self.embed(images, train=train)
+        return _run_stages(self.stages, features, train=train, remat=self.remat)
 
     def embed(self, images: Array, *, train: bool = False) -> Array:
         """The stem: [B, H, W, 3] -> [B, H/4, W/4, width]."""
@@ -207,7 +215,7 @@ class ResNet(nnx.Module):
     one rounds up.
 
     Args:
-      depths, width, norm, affine: as for `ClipResNet`.
+      depths, width, norm, affine, remat: as for `ClipResNet`.
 
     Attributes:
       channels: of each output, a dict with the keys "res2".."res5".
@@ -225,9 +233,11 @@ class ResNet(nnx.Module):
         width: int = 64,
         norm: str = "frozen",
         affine: bool = False,
+        remat: bool = False,
         rngs: nnx.Rngs,
     ):
         make = _norm(norm, affine=affine)
+        self.remat = remat
         self.stem = Stem(width, norm=make, rngs=rngs)
         self.stages = _make_stages(depths, width, norm=make, pooled=False, rngs=rngs)
 
@@ -237,8 +247,9 @@ class ResNet(nnx.Module):
         return _channels(self.stages)
 
     def __call__(self, images: Array, *, train: bool = False) -> dict[str, Array]:
-        """f32 [B, H, W, 3], normalised -> "res2".."res5" f32 [B, h, w, C], strides 4 to 32."""
-        return _run_stages(self.stages, self.stem(images, train=train), train=train)
+        """[B, H, W, 3], normalised -> "res2".."res5" [B, h, w, C], strides 4 to 32."""
+        features = self.stem(images, train=train)
+        return _run_stages(self.stages, features, train=train, remat=self.remat)
 
 
 class Stem(nnx.Module):
@@ -253,6 +264,7 @@ class Stem(nnx.Module):
             padding=3,
             use_bias=False,
             kernel_init=_kernel_init,
+            promote_dtype=as_input,
             rngs=rngs,
         )
         self.norm = norm(width, rngs=rngs)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from lmseg_jax.models.layers import LayerNorm, Linear
+
 EPSILON = 1e-5
 
 
@@ -26,14 +28,12 @@ class TextBlock(nnx.Module):
     def __init__(self, width: int, heads: int, *, layers: int, rngs: nnx.Rngs):
         residual = _normal(width**-0.5 * (2 * layers) ** -0.5)
         self.heads = heads
-        self.norm1 = nnx.LayerNorm(width, epsilon=EPSILON, use_fast_variance=False, rngs=rngs)
-        self.qkv = nnx.Linear(width, 3 * width, kernel_init=_normal(width**-0.5), rngs=rngs)
-        self.project = nnx.Linear(width, width, kernel_init=residual, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(width, epsilon=EPSILON, use_fast_variance=False, rngs=rngs)
-        self.expand = nnx.Linear(
-            width, 4 * width, kernel_init=_normal((2 * width) ** -0.5), rngs=rngs
-        )
-        self.contract = nnx.Linear(4 * width, width, kernel_init=residual, rngs=rngs)
+        self.norm1 = LayerNorm(width, epsilon=EPSILON, use_fast_variance=False, rngs=rngs)
+        self.qkv = Linear(width, 3 * width, kernel_init=_normal(width**-0.5), rngs=rngs)
+        self.project = Linear(width, width, kernel_init=residual, rngs=rngs)
+        self.norm2 = LayerNorm(width, epsilon=EPSILON, use_fast_variance=False, rngs=rngs)
+        self.expand = Linear(width, 4 * width, kernel_init=_normal((2 * width) ** -0.5), rngs=rngs)
+        self.contract = Linear(4 * width, width, kernel_init=residual, rngs=rngs)
 
     def __call__(
         self, tokens: Array, *, prefix: tuple[Array, Array] | None = None
@@ -53,15 +53,19 @@ class TextBlock(nnx.Module):
         query, key, value = jnp.split(self.qkv(self.norm1(tokens)), 3, axis=-1)
         query = query.reshape(split) * (width // self.heads) ** -0.5
         key, value = key.reshape(split), value.reshape(split)
-        logits = jnp.einsum("nshd,nthd->nhst", query, key)
+        logits = jnp.einsum("nshd,nthd->nhst", query, key, preferred_element_type=jnp.float32)
         causal = jnp.tril(jnp.ones((1, 1, s, s), bool))
         logits = jnp.where(causal, logits, -jnp.inf)
         if prefix is None:
-            attended = jnp.einsum("nhst,nthd->nshd", jax.nn.softmax(logits, axis=-1), value)
+            weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+            attended = jnp.einsum("nhst,nthd->nshd", weights, value)
         else:
             p = prefix[0].shape[0]
-            before = jnp.einsum("nshd,phd->nhsp", query, prefix[0])
+            before = jnp.einsum(
+                "nshd,phd->nhsp", query, prefix[0], preferred_element_type=jnp.float32
+            )
             weights = jax.nn.softmax(jnp.concatenate([before, logits], axis=-1), axis=-1)
+            weights = weights.astype(value.dtype)
             attended = jnp.einsum("nhsp,phd->nshd", weights[..., :p], prefix[1])
             attended += jnp.einsum("nhst,nthd->nshd", weights[..., p:], value)
         tokens = tokens + self.project(attended.reshape(n, s, width))
@@ -102,7 +106,7 @@ class TextEncoder(nnx.Module):
         self.blocks = nnx.List(
             [TextBlock(width, heads, layers=layers, rngs=rngs) for _ in range(layers)]
         )
-        self.norm = nnx.LayerNorm(width, epsilon=EPSILON, use_fast_variance=False, rngs=rngs)
+        self.norm = LayerNorm(width, epsilon=EPSILON, use_fast_variance=False, rngs=rngs)
         self.projection = nnx.Param(_normal(width**-0.5)(rngs.params(), (width, embedding)))
 
     def encode(self, tokens: Array) -> Array:
@@ -126,20 +130,22 @@ class TextEncoder(nnx.Module):
         and values of SOT and context do not depend on the name that follows them.
 
         Args:
-          context: f32 [P, width], the prompt, in token-embedding space before positions.
+          context: [P, width], the prompt, in token-embedding space before positions; its dtype is
+            that of all arithmetic.
           tokens: i32 [N, S], name tokens, EOT, padding; no SOT. 1 + P + S at most `context`.
 
         Returns:
-          f32 [N, embedding], not normalised. Gradients reach `context`.
+          [N, embedding], not normalised. Gradients reach `context`.
 
         Raises:
           ValueError: if the sequences are longer than the tower's positions.
         """
         start = self.tokens[...][self.start][None]
-        shared = jnp.concatenate([start, context], axis=0)
+        shared = jnp.concatenate([start.astype(context.dtype), context], axis=0)
         p = shared.shape[0]
-        shared = (shared + self.positions[...][:p])[None]  # [1, 1 + P, width]
-        hidden = self._embed(tokens, first=p)  # [N, S, width]
+        positions = self.positions[...][:p].astype(context.dtype)
+        shared = (shared + positions)[None]  # [1, 1 + P, width]
+        hidden = self._embed(tokens, first=p).astype(context.dtype)  # [N, S, width]
         for block in self.blocks:
             shared, (key, value) = block(shared)
             hidden, _ = block(hidden, prefix=(key[0], value[0]))
@@ -156,4 +162,4 @@ class TextEncoder(nnx.Module):
         """The projected state at the first EOT of each sequence."""
         where = jnp.argmax(tokens == self.end, axis=1)
         state = jnp.take_along_axis(hidden, where[:, None, None], axis=1)[:, 0]
-        return self.norm(state) @ self.projection[...]
+        return self.norm(state) @ self.projection[...].astype(state.dtype)

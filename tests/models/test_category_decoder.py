@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -146,3 +147,20 @@ def test_queries_start_at_zero_with_a_learned_position():
 def test_an_unknown_start_of_queries_lists_the_known_ones():
     with pytest.raises(ValueError, match=", ".join(map(repr, QUERIES))):
         decoder("visual-text", start="ones")
+
+
+def test_layers_computed_twice_draw_the_same_dropout():
+    given, gradients = inputs(), []
+    for remat in (False, True):
+        model = decoder("visual", remat=remat)
+        for layer in model.layers:
+            layer.dropout = 0.5
+        graphdef, weights = nnx.split(model)
+
+        def loss(weights, graphdef=graphdef):
+            model, rngs = nnx.merge(graphdef, weights), nnx.Rngs(dropout=jax.random.key(1))
+            return jnp.mean(jnp.abs(model(**given, rngs=rngs)))
+
+        gradients.append(jax.jit(jax.grad(loss))(weights))
+    for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * np.abs(a).max())
