@@ -1,6 +1,7 @@
 """The end of a run, and `mode = evaluate`: all scores, the tables and the pictures."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import jax
@@ -53,7 +54,7 @@ def finish(
     workdir: Path,
     *,
     step: int,
-) -> dict[str, dict]:
+) -> tuple[dict[str, dict], dict[str, list[Picture]]]:
     """Evaluates once more and writes scores.json, cross.json, baselines.json and the pictures.
 
     Args:
@@ -65,7 +66,7 @@ def finish(
         mean of the last evaluations.
 
     Returns:
-      {dataset: scores}.
+      {dataset: scores} and {dataset: pictures}.
     """
     scores, pictures = evaluate_all(network, sets, config)
     # these weights may have been scored before; once is enough
@@ -84,7 +85,7 @@ def finish(
     cross = assembly.worlds_by_taxonomies(network, worlds, config) if len(worlds) > 1 else {}
     asked = _asked(network, sets, config) if config.evaluation.pictures else []
     if jax.process_index() != 0:
-        return scores
+        return scores, pictures
 
     report.write_json(workdir / "scores.json", scores)
     print(report.format_scores(scores, baselines))
@@ -101,7 +102,15 @@ def finish(
         visualize.panels(_panel_rows(sets, pictures), workdir / "panels.png")
         _draw_taxonomies(asked, workdir / "taxonomies.png")
     print(f"scores and pictures are in {workdir}", flush=True)
-    return scores
+    return scores, pictures
+
+
+def example_panels(
+    sets: Sequence[EvaluationSet], pictures: dict[str, list[Picture]]
+) -> dict[str, np.ndarray]:
+    """{"examples/<dataset>": uint8 [H, W, 3]}: image, truth and prediction, with a legend."""
+    rows = groupby(_panel_rows(sets, pictures), key=lambda row: row["title"])
+    return {f"examples/{name}": visualize.panel(list(group)) for name, group in rows}
 
 
 def _panel_rows(sets: Sequence[EvaluationSet], pictures: dict[str, list[Picture]]) -> list[dict]:

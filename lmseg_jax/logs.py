@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 import jax
+import numpy as np
 
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -47,6 +48,15 @@ class Logs:
             self.writer = self._events(purge=None)
         for name, value in values.items():
             self.writer.add_scalar(name, float(value), int(step))
+
+    def draw(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Shows pictures, uint8 [H, W, 3] by name, in TensorBoard."""
+        if not self.writes:
+            return
+        if self.writer is None:
+            self.writer = self._events(purge=None)
+        for name, picture in pictures.items():
+            self.writer.add_image(name, picture, int(step), dataformats="HWC")
 
     def truncate(self, step: int) -> None:
         """Forgets everything after update `step`: rows are cut, TensorBoard hides the events."""

@@ -159,7 +159,7 @@ def denominators(classes: Array, *, queries: int, no_object: float) -> dict[str,
 
 
 def contrastive_loss(logits: Array, query: Array, classes: Array, *, valid, no_object) -> Array:
-    """Weighted sum over queries of -log softmax(logits)[target].
+    """Weighted sum over an image's queries of -log softmax(logits)[target].
 
     A matched query's target is its segment's class (weight 1), any other's is background, the last
     valid name (weight `no_object`).
@@ -172,7 +172,7 @@ def contrastive_loss(logits: Array, query: Array, classes: Array, *, valid, no_o
       no_object: weight of background.
 
     Returns:
-      Scalar sum; divide by `denominators()["weights"]`.
+      [B]; divide by `denominators()["weights"]`.
 
     Source: LMSeg Eq. 2.
     """
@@ -188,7 +188,7 @@ def contrastive_loss(logits: Array, query: Array, classes: Array, *, valid, no_o
     weight = jax.vmap(place, (None, 0, None))(jnp.full(q, no_object), slot, 1.0)
     log_probability = jax.nn.log_softmax(logits, axis=-1)
     picked = jnp.take_along_axis(log_probability, label[..., None], axis=-1)[..., 0]
-    return -jnp.sum(weight * picked)
+    return -jnp.sum(weight * picked, axis=-1)
 
 
 def upsample(x: Array, factor: int) -> Array:
@@ -280,8 +280,10 @@ def total_loss(
       mesh: whose axes split B.
 
     Returns:
-      The loss, and its parts: `classification`, `focal`, `dice` (weighted, all layers),
-      `final` (the last layer's total) and `nonfinite` (costs that were NaN or infinite).
+      The loss, and its parts: `classification`, `focal`, `dice` (weighted, all layers), `final`
+      (the last layer's total), `layers` [L] and `datasets` [M] (the loss of each), and counts:
+      `images` [M] of each dataset, `matched` and `no_object` queries of the last layer (with a
+      target; that answer background), `nonfinite` costs.
     """
     targets = targets_of(bucket, unlabelled=loss.unlabelled)
     logits = predictions["logits"].astype(jnp.float32)
@@ -309,7 +311,7 @@ def total_loss(
         else:
             focal = focal_loss(chosen, target, counted[:, None])
             dice = dice_loss(chosen, target, counted[:, None])
-        focal, dice = (jnp.sum(jnp.where(targets.real, x, 0)) for x in (focal, dice))
+        focal, dice = (jnp.sum(jnp.where(targets.real, x, 0), axis=-1) for x in (focal, dice))
         classification = contrastive_loss(
             logits, query, targets.classes, valid=names, no_object=loss.no_object
         )
@@ -319,9 +321,18 @@ def total_loss(
             "dice": loss.dice * dice / denominators["masks"],
         }
 
-    layers = jax.lax.map(layer_loss, (logits, masks, query))  # each [L]
+    layers = jax.lax.map(layer_loss, (logits, masks, query))  # each [L, B]
     parts = {key: jnp.sum(value) for key, value in layers.items()}
     total = sum(parts.values())
-    parts["final"] = sum(value[-1] for value in layers.values())
-    parts["nonfinite"] = jnp.sum(wrong).astype(jnp.float32)
-    return total, parts
+    whole = sum(layers.values())
+    mine = bucket["dataset"][:, None] == jnp.arange(len(valid))[None]  # [B, M]
+    background = jnp.sum(names, axis=-1)[:, None] - 1
+    return total, parts | {
+        "final": jnp.sum(whole[-1]),
+        "layers": jnp.sum(whole, axis=1),
+        "datasets": jnp.sum(jnp.where(mine, jnp.sum(whole, axis=0)[:, None], 0), axis=0),
+        "images": jnp.sum(mine, axis=0).astype(jnp.float32),
+        "matched": jnp.sum(targets.real).astype(jnp.float32),
+        "no_object": jnp.sum(jnp.argmax(logits[-1], axis=-1) == background).astype(jnp.float32),
+        "nonfinite": jnp.sum(wrong).astype(jnp.float32),
+    }

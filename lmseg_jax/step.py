@@ -23,7 +23,8 @@ from lmseg_jax.state import TrainState, merge, project
 # computations, and so keeps everything after all
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
-PARTS = ("classification", "focal", "dice", "final", "nonfinite")
+LOSSES = ("loss", "classification", "focal", "dice", "final")
+COUNTS = ("matched", "no_object", "nonfinite")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Step:
       encode_text: (params, frozen) -> Text.
       zeros: params -> empty sums.
       add_gradients: (params, frozen, text, bucket, denominators, sums, key) -> sums; donates sums.
-      update: (state, sums) -> (state, metrics); donates the state.
+      update: (state, sums) -> (state, metrics); donates the state. Where the loss or the gradient
+        is no number the state stays as it was, its update count too.
     """
 
     denominators: Callable
@@ -73,6 +75,8 @@ def make_step(
     """
     everywhere = sharding.replicated(mesh)
     valid = jnp.asarray(vocabulary["valid"])
+    parts = dict.fromkeys((*LOSSES, *COUNTS), ()) | {"layers": (config.model.decoder.layers,)}
+    parts |= dict.fromkeys(("datasets", "images"), (len(valid),))
 
     def gathered(params, frozen):
         """The model with whole parameters: without this, activations may travel instead."""
@@ -93,7 +97,7 @@ def make_step(
         return {
             "params": jax.tree.map(jnp.zeros_like, params),
             "text": jnp.zeros((m, k, width)),
-            "parts": {part: jnp.zeros(()) for part in ("loss", *PARTS)},
+            "parts": {name: jnp.zeros(shape) for name, shape in parts.items()},
         }
 
     def add_gradients(params, frozen, text, bucket, denominators, sums, key):
@@ -134,8 +138,11 @@ def make_step(
             count = state.step.astype(jnp.float32)
             keep = jnp.minimum(config.optimizer.average, (1 + count) / (10 + count))
             average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, params)
-        state = TrainState(state.step + 1, params, state.frozen, memory, average)
+        made = TrainState(state.step + 1, params, state.frozen, memory, average)
+        finite = jnp.isfinite(norm) & jnp.isfinite(sums["parts"]["loss"])
+        state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), made, state)
         told = {"gradient_norm": norm}
+        told |= {f"gradient_norm/{part}": optax.tree.norm(tree) for part, tree in grads.items()}
         if config.model.temperature_learned:
             told["temperature"] = params["head"]["temperature"]
         return state, sums["parts"] | told
@@ -143,7 +150,7 @@ def make_step(
     sums = {
         "params": shardings.params,
         "text": everywhere,
-        "parts": {part: everywhere for part in ("loss", *PARTS)},
+        "parts": dict.fromkeys(parts, everywhere),
     }
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     options = KEEP_BARRIERS if config.model.remat != "none" and on_cpu else None
@@ -156,6 +163,11 @@ def make_step(
         ),
         update=jax.jit(update, donate_argnums=0, out_shardings=(shardings, everywhere)),
     )
+
+
+def sound(metrics: dict[str, Any]) -> bool:
+    """Whether the update that told these metrics was made; waits until it is computed."""
+    return all(np.isfinite(metrics[key]) for key in ("loss", "gradient_norm"))
 
 
 def gradient(

@@ -1,9 +1,11 @@
 """Training: one model on all datasets of a config, from start or checkpoint to scores."""
 
+import functools
 import hashlib
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -15,7 +17,7 @@ from lmseg_jax import assembly, logs, sharding, state
 from lmseg_jax.checkpoint import Checkpoints
 from lmseg_jax.datasets.card import DatasetCard
 from lmseg_jax.errors import UserError
-from lmseg_jax.evaluate import finish
+from lmseg_jax.evaluate import example_panels, finish
 from lmseg_jax.optimizer import make_optimizer, schedule
 from lmseg_jax.pipeline import skipping
 from lmseg_jax.pipeline.batches import Feed, Loader
@@ -23,7 +25,9 @@ from lmseg_jax.pipeline.orientation import padding
 from lmseg_jax.pipeline.policies import AnyPlan
 from lmseg_jax.report import flat
 from lmseg_jax.scoring import Network, evaluate_all
-from lmseg_jax.step import PARTS, make_step, run_update
+from lmseg_jax.step import gradient, make_step, sound
+
+PARTS = ("classification", "focal", "dice", "final", "nonfinite")  # shown as parts of the loss
 
 
 def run(config: ConfigDict, workdir: Path) -> int:
@@ -86,6 +90,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     network = Network(graphdef, vocabulary, mesh)
 
     # ---- what is told
+    names = [card.name for card in cards]
     first, last = int(train_state.step), config.optimizer.steps
     log = logs.Logs(workdir)
     log.truncate(first)
@@ -95,16 +100,16 @@ def run(config: ConfigDict, workdir: Path) -> int:
         print(told, flush=True)
     progress = logs.Progress(last, images=config.batching.batch, start=first)
     stop = asked_to_stop()
+    halt = functools.partial(refuse, loader=loader, checkpoints=checkpoints, run_facts=run_facts)
 
     # ---- the loop
     recent, dropped, skipped, told, programs = [], {}, {}, set(), 0
     updates = loader.iterate(first, last)
     for update in updates:
-        train_state, metrics = run_update(
-            step, train_state, update.buckets, mesh=mesh, seed=config.seed
-        )
-        if recent:
-            jax.block_until_ready(recent[-1])  # at most two updates are under way
+        sums = gradient(step, train_state, update.buckets, mesh=mesh, seed=config.seed)
+        if recent and not sound(recent[-1]):  # waits: at most two updates are under way
+            halt(update.step - 1, train_state)
+        train_state, metrics = step.update(train_state, sums)
         recent.append(metrics)
         for name, count in update.dropped.items():
             dropped[name] = dropped.get(name, 0) + count
@@ -112,10 +117,18 @@ def run(config: ConfigDict, workdir: Path) -> int:
             skipped[name] = skipped.get(name, ()) + problems
         done = update.step + 1
 
-        if done % config.log.every == 0 or done == last:
-            row = mean_of(recent)
-            check_finite(row, done)
+        logged = done % config.log.every == 0 or done == last
+        due = done % config.evaluation.every == 0 and done < last
+        kept = done % config.checkpoint.every == 0
+        if (logged or due or kept) and not sound(metrics):
+            halt(update.step, train_state)
+
+        if logged:
+            row = mean_of(recent, datasets=names, queries=config.model.queries)
             row["rate"] = float(rate(update.step))
+            row["rate/backbone"] = row["rate"] * config.optimizer.backbone_rate
+            if config.model.head == "text":
+                row.setdefault("temperature", config.model.temperature)
             shown = {key: row[key] for key in ("loss", "loss/final", "rate")}
             progress.update(done, shown, compiled=step.programs() > programs)
             programs = row["programs"] = step.programs()
@@ -127,15 +140,15 @@ def run(config: ConfigDict, workdir: Path) -> int:
             log.write(done, row)
             recent, dropped, skipped = [], {}, {}
 
-        due = done % config.evaluation.every == 0
-        if due and done < last:
+        if due:
             with progress.paused():
                 network.load(*assembly.evaluated_weights(train_state))
-                scores, _ = evaluate_all(network, sets, config)
+                scores, pictures = evaluate_all(network, sets, config)
             log.write(done, flat(scores))
+            log.draw(done, example_panels(sets, pictures))
             progress.message(summary(done, scores))
 
-        ending = stop() and done < last
+        ending = stop() and done < last and sound(metrics)  # else the next update refuses
         with progress.paused():
             checkpoints.save(done, train_state, run_facts, force=ending or done == last)
         if ending:
@@ -154,12 +167,13 @@ def run(config: ConfigDict, workdir: Path) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     network.load(*assembly.evaluated_weights(train_state))
     try:
-        scores = finish(network, sets, config, workdir, step=last)
+        scores, pictures = finish(network, sets, config, workdir, step=last)
     except KeyboardInterrupt:
         print(f"stopped after update {last} of {last}; the same command goes on from there")
         return 130
     if not any("loss" not in row for row in logs.read(workdir) if row["step"] == last):
         log.write(last, flat(scores))
+        log.draw(last, example_panels(sets, pictures))
     total = digest(train_state, mesh)
     if main:
         print(f"weights and optimizer state: sha256 {total}")
@@ -191,21 +205,62 @@ def describe(
     )
 
 
-def mean_of(metrics: Sequence[dict]) -> dict[str, float]:
-    """Means of device metrics over a few updates, under the names of metrics.jsonl."""
+def mean_of(metrics: Sequence[dict], *, datasets: Sequence[str], queries: int) -> dict[str, float]:
+    """What a few updates told, under the names of metrics.jsonl.
+
+    The loss of a dataset is that of its own images, as if the whole update were of this dataset.
+
+    Args:
+      metrics: of each update.
+      datasets: their names, in the order of their numbers.
+      queries: of an image.
+    """
     values = jax.device_get(list(metrics))
-    means = {key: float(np.mean([value[key] for value in values])) for key in values[0]}
-    return {f"loss/{key}" if key in PARTS else key: value for key, value in means.items()}
+    total = {key: np.sum([value[key] for value in values], axis=0) for key in values[0]}
+    of_dataset, images = total.pop("datasets"), total.pop("images")
+    layers = total.pop("layers") / len(values)
+    asked = float(images.sum()) * queries
+    row = {f"queries/{key}": float(total.pop(key)) / asked for key in ("matched", "no_object")}
+    means = {key: float(value) / len(values) for key, value in total.items()}
+    row |= {f"loss/{key}" if key in PARTS else key: value for key, value in means.items()}
+    row |= {f"loss_of_layer/{i}": float(value) for i, value in enumerate(layers, start=1)}
+    share = images / images.sum() * len(values)
+    return row | {
+        f"loss_of_dataset/{name}": float(value / part)
+        for name, value, part in zip(datasets, of_dataset, share, strict=True)
+        if part
+    }
 
 
-def check_finite(row: dict[str, float], update: int) -> None:
-    """Raises UserError if the loss or the gradient is no number any more."""
-    bad = [key for key, value in row.items() if not np.isfinite(value)]
-    if bad:
-        raise UserError(
-            f"{', '.join(bad)} became infinite or NaN before update {update}: "
-            "lower optimizer.rate, or go on from an older checkpoint with a new --workdir"
-        )
+def refuse(
+    update: int,
+    train_state: state.TrainState,
+    *,
+    loader: Loader,
+    checkpoints: Checkpoints,
+    run_facts: dict,
+) -> NoReturn:
+    """Ends a run whose loss is no number any more, after what it knew before is saved.
+
+    Args:
+      update: number of the update that was not made, from 0.
+      train_state: before it.
+      loader: names its images.
+      checkpoints: where the state is saved.
+      run_facts: saved beside it.
+
+    Raises:
+      UserError: always.
+    """
+    checkpoints.save(update, train_state, run_facts, force=True)
+    checkpoints.close()
+    named = loader.names(update)
+    images = "; ".join(f"{feed}: {', '.join(names)}" for feed, names in named.items())
+    raise UserError(
+        f"the loss or its gradient became infinite or NaN in update {update + 1} and changed "
+        f"nothing; the state before it is saved as checkpoint {update}; its images were {images}; "
+        "look at these, or lower optimizer.rate with a new --workdir"
+    )
 
 
 def summary(update: int, scores: dict[str, dict]) -> str:

@@ -136,40 +136,47 @@ def grid(rows: Sequence[Sequence[np.ndarray]], *, gap: int = 4) -> np.ndarray:
     return canvas
 
 
-def panels(rows: Sequence[dict], path: str | Path, *, across: int = 2) -> None:
-    """Writes a PNG of "image | truth | prediction", one block with a legend for each dataset.
+def panel(rows: Sequence[dict], *, across: int = 2) -> np.ndarray:
+    """A picture "image | truth | prediction" of some images of a dataset, titled, with a legend.
 
     Args:
-      rows: one dict an image: `title` (neighbours of equal title share a block), `image` uint8
-        [H, W, 3], `truth` and `prediction` int32 [H, W] (negative = void), `names` [K], `colors`
-        uint8 [K, 3]; optional `truth_segments` and `prediction_segments` int [H, W], ids of the
-        segments, so that neighbouring instances of one class are told apart.
-      path: the file to write.
-      across: images side by side in a block, at most.
+      rows: one dict an image: `title`, `image` uint8 [H, W, 3], `truth` and `prediction` int32
+        [H, W] (negative = void), `names` [K], `colors` uint8 [K, 3]; optional `truth_segments` and
+        `prediction_segments` int [H, W], ids of the segments, so that neighbouring instances of
+        one class are told apart. Title, names and colours are those of the first.
+      across: images side by side, at most.
     """
-    blocks = []
-    for title, group in groupby(rows, key=lambda row: row["title"]):
-        group = list(group)
-        cells, present = [], set()
-        for row in group:
-            picture = _fit(row["image"])
-            maps = [_painted(row, key, like=picture) for key in ("truth", "prediction")]
-            cells.append([picture, *maps])
-            present.update(np.unique(row["truth"]), np.unique(row["prediction"]))
-        columns = min(across, len(cells))
-        stacks = []
-        for i in range(columns):
-            width = max(cell[0].shape[1] for cell in cells[i::columns])
-            labels = [
-                _bar(text, width, scale=1.1, ink=INK, paper=(232, 234, 238))
-                for text in ("image", "truth", "prediction")
-            ]
-            stacks.append(grid([labels, *cells[i::columns]]))
-        body = grid([stacks], gap=20)
-        names, colors = _listed(group[0]["names"], group[0]["colors"], present=present)
-        under = legend(names, colors, width=body.shape[1], scale=1.3)
-        blocks.append([grid([[title_bar(title, body.shape[1], scale=1.4)], [body], [under]])])
-    _write(grid(blocks, gap=16), path)
+    cells, present = [], set()
+    for row in rows:
+        picture = _fit(row["image"])
+        maps = [_painted(row, key, like=picture) for key in ("truth", "prediction")]
+        cells.append([picture, *maps])
+        present.update(np.unique(row["truth"]), np.unique(row["prediction"]))
+    columns = min(across, len(cells))
+    stacks = []
+    for i in range(columns):
+        width = max(cell[0].shape[1] for cell in cells[i::columns])
+        labels = [
+            _bar(text, width, scale=1.1, ink=INK, paper=(232, 234, 238))
+            for text in ("image", "truth", "prediction")
+        ]
+        stacks.append(grid([labels, *cells[i::columns]]))
+    body = grid([stacks], gap=20)
+    names, colors = _listed(rows[0]["names"], rows[0]["colors"], present=present)
+    under = legend(names, colors, width=body.shape[1], scale=1.3)
+    return grid([[title_bar(rows[0]["title"], body.shape[1], scale=1.4)], [body], [under]])
+
+
+def panels(rows: Sequence[dict], path: str | Path, *, across: int = 2) -> None:
+    """Writes a PNG with a `panel` for each dataset.
+
+    Args:
+      rows: of `panel`; neighbours of equal title share one.
+      path: the file to write.
+      across: images side by side in a panel, at most.
+    """
+    groups = groupby(rows, key=lambda row: row["title"])
+    _write(grid([[panel(list(group), across=across)] for _, group in groups], gap=16), path)
 
 
 def taxonomies(

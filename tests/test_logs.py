@@ -3,6 +3,7 @@ import json
 import math
 import struct
 
+import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
@@ -51,6 +52,15 @@ def test_a_value_that_is_not_finite_stays_strict_json(tmp_path):
         "norm": None,
     }
     assert math.isnan(logs.read(tmp_path)[0]["loss"])
+
+
+def test_pictures_are_in_tensorboard(tmp_path):
+    log = logs.Logs(tmp_path)
+    log.draw(7, {"examples/a": np.zeros((4, 6, 3), np.uint8)})
+    log.close()
+    assert events(tmp_path / "tensorboard") == [(7, "examples/a", 0.0)]
+    data = b"".join(path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    assert b"PNG" in data
 
 
 def test_tensorboard_gets_the_same_values(tmp_path):

@@ -157,6 +157,27 @@ def test_every_layer_is_supervised_alike(bucket):
     np.testing.assert_allclose(parts["final"], alone[1], rtol=1e-5)
 
 
+def test_the_loss_is_told_by_layer_and_by_dataset_and_queries_are_counted(bucket):
+    found = predictions(1, bucket)
+    loss, parts = total(found, bucket)
+    assert parts["layers"].shape == (2,) and parts["datasets"].shape == (2,)
+    np.testing.assert_allclose(parts["layers"].sum(), loss, rtol=1e-6)
+    np.testing.assert_allclose(parts["layers"][1], parts["final"], rtol=1e-6)
+    first = {key: value[:, :1] for key, value in found.items()}
+    alone = {key: value[:1] for key, value in bucket.items()}
+    both = bucket | {"dataset": np.array([1] + [0] * (len(bucket["dataset"]) - 1), np.int32)}
+    _, parts = total(found, both)
+    share = losses.denominators(jnp.asarray(bucket["classes"]), queries=6, no_object=0.1)
+    own = losses.denominators(jnp.asarray(alone["classes"]), queries=6, no_object=0.1)
+    _, mine = total(first, alone)  # the first image's loss, with denominators of its own
+    mask_parts = (mine["focal"] + mine["dice"]) * own["masks"] / share["masks"]
+    class_part = mine["classification"] * own["weights"] / share["weights"]
+    np.testing.assert_allclose(parts["datasets"][1], mask_parts + class_part, rtol=1e-5)
+    assert parts["images"].tolist() == [len(bucket["dataset"]) - 1, 1]
+    assert float(parts["matched"]) == (bucket["classes"] >= 0).sum()
+    assert float(parts["no_object"]) == (np.argmax(found["logits"][-1], axis=-1) == 3).sum()
+
+
 def test_weights_multiply_their_parts(bucket):
     found = predictions(1, bucket)
     _, parts = total(found, bucket)

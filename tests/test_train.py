@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmseg_jax import logs
+from lmseg_jax import logs, train
 from lmseg_jax.datasets.card import load_card
 from lmseg_jax.datasets.formats import open_source
 from lmseg_jax.datasets.sample import semantic_map
@@ -115,6 +115,25 @@ def test_ctrl_c_at_a_terminal_reaches_loader_processes_too_and_the_run_saves(fol
     assert "Traceback" not in printed
 
 
+def test_a_dataset_has_the_loss_of_its_own_images():
+    one = {"loss": 3.0, "final": 1.0, "layers": [1.0, 2.0], "datasets": [1.0, 2.0, 0.0]}
+    one |= {"images": [1.0, 3.0, 0.0], "matched": 6.0, "no_object": 20.0, "gradient_norm": 5.0}
+    two = one | {"loss": 5.0, "layers": [2.0, 3.0], "datasets": [0.0, 5.0, 0.0]}
+    two |= {"images": [0.0, 4.0, 0.0]}
+    metrics = [{key: np.asarray(value) for key, value in each.items()} for each in (one, two)]
+    assert train.mean_of(metrics, datasets=("a", "b", "c"), queries=10) == {
+        "loss": 4.0,
+        "loss/final": 1.0,
+        "loss_of_layer/1": 1.5,
+        "loss_of_layer/2": 2.5,
+        "loss_of_dataset/a": 4.0,  # a loss of 1 by a quarter of one of two updates
+        "loss_of_dataset/b": 4.0,  # 7 by seven quarters; c has no image and no loss
+        "queries/matched": 12 / 80,
+        "queries/no_object": 40 / 80,
+        "gradient_norm": 5.0,
+    }
+
+
 def test_a_run_writes_scores_metrics_events_and_what_it_was_made_of(folder, undisturbed):
     workdir = folder / "undisturbed"
     scores = json.loads((workdir / "scores.json").read_text())
@@ -126,6 +145,10 @@ def test_a_run_writes_scores_metrics_events_and_what_it_was_made_of(folder, undi
     assert 'name = "world_shapes"' in made_of["cards"]["world_shapes"]
     assert list((workdir / "tensorboard").iterdir())
     assert (workdir / "curves.png").stat().st_size > 0
+    row = next(row for row in logs.read(workdir) if "loss" in row)
+    told = {"loss_of_layer/1", "loss_of_dataset/world_shapes", "queries/matched", "rate/backbone"}
+    told |= {"queries/no_object", "temperature", "gradient_norm/backbone", "images_per_second"}
+    assert told <= set(row)
     key = "score/world_shapes/miou"
     evaluated = {row["step"]: row[key] for row in logs.read(workdir) if key in row}
     assert list(evaluated) == [4, LAST]
