@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Compiled programs of tests are kept between runs.
 CACHE := JAX_COMPILATION_CACHE_DIR=$(or $(JAX_COMPILATION_CACHE_DIR),$(CURDIR)/.cache/xla)
 
-.PHONY: demo test lint smoke
+.PHONY: demo test lint smoke endurance
 
 demo: .venv/.installed
 	$(BIN)/python -m lmseg_jax.main --config configs/demo.py --workdir runs/demo
@@ -18,6 +18,9 @@ lint: .venv/.installed-test
 
 smoke: .venv/.installed-test
 	$(CACHE) $(BIN)/python -m tests.smoke
+
+endurance: .venv/.installed-test
+	$(CACHE) $(BIN)/python -m tests.endurance
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv

@@ -4,7 +4,11 @@ A folder holds one sub-folder an update, `<step>/state` with the arrays and `<st
 A checkpoint appears under its number only when it is complete.
 """
 
+import contextlib
+import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -29,9 +33,8 @@ class Checkpoints:
     def __init__(self, folder: str | Path, *, keep: int, every: int):
         self.folder = Path(folder).resolve()
         self.every = every
-        if jax.process_index() == 0:
-            for leftover in self.folder.glob(UNFINISHED):
-                shutil.rmtree(leftover, ignore_errors=True)
+        self.writing = False
+        self._remove_unfinished()
         self.manager = _manager(
             self.folder,
             ocp.StandardCheckpointHandler(),
@@ -49,14 +52,21 @@ class Checkpoints:
 
         Returns:
           Whether it is being written; False too if this step is there already.
+
+        Raises:
+          UserError: this checkpoint or the one before it cannot be written.
         """
+        if self.writing and not self.manager.is_saving_in_progress():
+            self.wait()  # takes no time: a failure is told now, not when the next is due
         if (step % self.every and not force) or step in self.manager.all_steps():
             return False
         saved = {path: _saveable(leaf) for path, leaf in _flat(state).items() if np.size(leaf)}
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(_nested(saved)), run=ocp.args.JsonSave(run)
         )
-        return self.manager.save(step, args=arguments, force=True)
+        with self._failures():
+            self.writing = self.manager.save(step, args=arguments, force=True)
+        return self.writing
 
     def latest(self) -> int | None:
         """Update number of the newest complete checkpoint, None if there is none."""
@@ -88,13 +98,39 @@ class Checkpoints:
         return _read_run(self.manager, step)
 
     def wait(self) -> None:
-        """Returns when everything saved so far is complete on disk."""
-        self.manager.wait_until_finished()
+        """Returns when everything saved so far is complete on disk.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        self.writing = False
+        with self._failures():
+            self.manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, then releases the threads."""
         self.wait()
         self.manager.close()
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Turns what storage reports into a UserError; older checkpoints stay."""
+        try:
+            yield
+        except Exception as error:  # of the system or the library's storage, by what is wrong
+            self._remove_unfinished()
+            newest = self.latest()
+            onward = "from the start" if newest is None else f"from update {newest}"
+            raise UserError(
+                f"{self.folder}: a checkpoint could not be written ({_reason(error)}); "
+                f"mend that, and the same command goes on {onward}"
+            ) from error
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a killed or failed process left behind."""
+        if jax.process_index() == 0:
+            for leftover in self.folder.glob(UNFINISHED):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def read_weights(
@@ -204,8 +240,8 @@ def read_run(folder: str | Path, *, step: int | None = None) -> dict:
 
 
 def _manager(folder: Path, handler, options) -> ocp.CheckpointManager:
-    """Opens a folder without the library's notes on its own defaults."""
-    logging.set_verbosity(logging.ERROR)
+    """Opens a folder without the library's notes; what is an error is raised, too."""
+    logging.set_verbosity(logging.FATAL)
     handlers = {"state": handler, "run": ocp.JsonCheckpointHandler()}
     return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
 
@@ -280,6 +316,15 @@ def _stored(manager: ocp.CheckpointManager, step: int) -> dict:
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
         for path, leaf in _flat(dict(tree)).items()
     }
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system says where it is at fault, else the error's first line."""
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    number = int(found[1]) if found else getattr(error, "errno", None)
+    if number:
+        return os.strerror(number)
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _compare(wanted: dict, stored: dict, where: Path) -> None:

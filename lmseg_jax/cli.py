@@ -1,5 +1,6 @@
 """The `lmseg` script: the name of a subcommand leads to its module."""
 
+import errno
 import importlib
 import os
 import sys
@@ -24,13 +25,15 @@ COMMANDS = {
 }
 
 DEBUG = "--debug"
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or a user's share of it
 
 
 def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Runs a command; an error that the user can mend becomes one line and exit status 2.
 
     Ctrl-C becomes one line and status 130. With `--debug` among the arguments both are raised with
-    their traceback. Output into a pipe that was closed ends the command with status 141.
+    their traceback. Output into a pipe that was closed ends the command with status 141, a full
+    disk with one line and status 2.
     """
     try:
         status = command(argv)
@@ -50,6 +53,11 @@ def guarded(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int
         # the reader of a pipe, such as `head`, has enough; nothing may be written at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in FULL or DEBUG in argv:
+            raise
+        print(f"error: {error}; make room, then the same command goes on", file=sys.stderr)
+        return 2
 
 
 def usage() -> str:

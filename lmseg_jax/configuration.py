@@ -59,6 +59,7 @@ class Options:
       coordinator: "host:port" of process 0, "" = found from the cluster's environment.
       processes: how many there are, None = found likewise.
       process: number of this one, None = found likewise.
+      heartbeat: seconds without a sign of life after which a process counts as dead, and all end.
     """
 
     config: ConfigDict
@@ -68,6 +69,7 @@ class Options:
     coordinator: str = ""
     processes: int | None = None
     process: int | None = None
+    heartbeat: int = 100
 
 
 class _Parser(argparse.ArgumentParser):
@@ -100,10 +102,15 @@ def parse(argv: Sequence[str]) -> Options:
     parser.add_argument("--coordinator", default=environment("JAX_COORDINATOR_ADDRESS", ""))
     parser.add_argument("--processes", type=int, default=environment("JAX_NUM_PROCESSES"))
     parser.add_argument("--process", type=int, default=environment("JAX_PROCESS_ID"))
+    parser.add_argument(
+        "--heartbeat", type=int, default=100, help="seconds after which a silent process is dead"
+    )
     known, rest = parser.parse_known_args(argv)
     if "://" in known.workdir:
         raise UserError(f"--workdir {known.workdir}: no address; mount it and name the folder")
     check_flags(rest)
+    if known.heartbeat < 1:
+        raise UserError(f"--heartbeat {known.heartbeat}: is below 1 second")
     if known.coordinator and (known.processes is None or known.process is None):
         raise UserError("--coordinator needs --processes and --process; add both")
     return Options(
@@ -114,6 +121,7 @@ def parse(argv: Sequence[str]) -> Options:
         coordinator=known.coordinator,
         processes=known.processes,
         process=known.process,
+        heartbeat=known.heartbeat,
     )
 
 

@@ -8,7 +8,8 @@ import importlib
 import os
 import platform
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lmseg_jax import configuration
@@ -68,7 +69,12 @@ def start(options: Options) -> None:
         folder = Path.home() / ".cache" / "lmseg_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
     if options.distributed:
-        jax.distributed.initialize(options.coordinator or None, options.processes, options.process)
+        jax.distributed.initialize(
+            options.coordinator or None,
+            options.processes,
+            options.process,
+            heartbeat_timeout_seconds=options.heartbeat,
+        )
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         mesh, batching = options.config.mesh, options.config.batching
         count = cpu_devices(
@@ -85,7 +91,27 @@ def run(argv: Sequence[str]) -> int:
     configuration.check(options.config)
     start(options)
     module = importlib.import_module(RUNS[options.config.mode])
+    if options.distributed:
+        return one_of_several(lambda _: module.run(options.config, options.workdir) or 0, argv)
     return module.run(options.config, options.workdir) or 0
+
+
+def one_of_several(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Runs one of a job's processes; after an error it leaves at once, and so the others end, too.
+
+    An ordinary exit would wait for the others, which wait for this one in the midst of an update.
+    """
+    try:
+        status = guarded(command, argv)
+    except BaseException:
+        traceback.print_exc()
+        print("error: this process ended; the same command goes on from there", file=sys.stderr)
+        status = 1
+    if status not in (0, 130):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:

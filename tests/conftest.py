@@ -27,7 +27,14 @@ if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain workers read absl flags
 
 # Files that take minutes, longest first: begun early, they leave no core idle at the end.
-LONG = ("test_train.py", "test_step.py", "test_bench_step.py", "test_own_data.py", "test_main.py")
+LONG = (
+    "test_train.py",
+    "test_endurance.py",
+    "test_step.py",
+    "test_bench_step.py",
+    "test_own_data.py",
+    "test_main.py",
+)
 
 
 def pytest_collection_modifyitems(items):

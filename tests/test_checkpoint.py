@@ -1,3 +1,5 @@
+import resource
+import time
 from typing import NamedTuple
 
 import jax
@@ -164,6 +166,56 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     opened = checkpoint.Checkpoints(tmp_path, keep=1, every=1)
     assert not leftover.parent.exists()
     assert opened.latest() is None
+    opened.close()
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 100 kB, as on a disk without room; the fixture's value lifts it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def lift():
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    yield lift
+    lift()
+
+
+def test_a_checkpoint_that_finds_no_room_is_an_error_and_the_old_one_stays(
+    tmp_path, capfd, small_files
+):
+    opened = checkpoint.Checkpoints(tmp_path, keep=1, every=1)
+    noise = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+    opened.save(1, {"params": jnp.asarray(noise[:1000])}, {"seed": 1})
+    opened.wait()
+    with pytest.raises(UserError) as caught:
+        opened.save(2, {"params": jnp.asarray(noise)}, {"seed": 2})
+        opened.wait()
+    reason = "a checkpoint could not be written (File too large)"
+    assert str(caught.value) == (
+        f"{tmp_path}: {reason}; mend that, and the same command goes on from update 1"
+    )
+    assert capfd.readouterr() == ("", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    np.testing.assert_array_equal(
+        checkpoint.read_weights(tmp_path, names=("params",))["params"], noise[:1000]
+    )
+    small_files()
+    opened.save(2, {"params": jnp.asarray(noise)}, {"seed": 2})
+    opened.close()
+    assert checkpoint.read_run(tmp_path) == {"seed": 2}
+
+
+def test_a_failed_save_is_told_at_the_next_update(tmp_path, small_files):
+    opened = checkpoint.Checkpoints(tmp_path, keep=1, every=5)
+    noise = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+    opened.save(5, {"params": jnp.asarray(noise)}, {})
+    deadline = time.monotonic() + 60
+    with pytest.raises(UserError, match="mend that, and the same command goes on from the start"):
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+            opened.save(6, {"params": jnp.asarray(noise)}, {})  # is not due
     opened.close()
 
 

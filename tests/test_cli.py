@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -19,6 +20,8 @@ def command(monkeypatch):
             raise KeyboardInterrupt
         if argv == ["fail"]:
             raise UserError("card.toml:\n is wrong")
+        if argv == ["fill"]:
+            raise OSError(errno.ENOSPC, "No space left on device", "out/metrics.jsonl")
         module.called = argv
         return 3
 
@@ -55,6 +58,12 @@ def test_an_unknown_subcommand_is_one_line_and_status_2(capsys):
 def test_an_error_of_the_user_is_one_line_and_status_2(command, capsys):
     assert cli.main(["data", "fail"]) == 2
     assert capsys.readouterr().err == "error: card.toml: is wrong\n"
+
+
+def test_a_full_disk_is_one_line_and_status_2(command, capsys):
+    assert cli.main(["data", "fill"]) == 2
+    message = "[Errno 28] No space left on device: 'out/metrics.jsonl'; make room, then the same"
+    assert capsys.readouterr().err == f"error: {message} command goes on\n"
 
 
 def test_debug_raises_the_error(command):

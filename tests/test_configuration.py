@@ -357,6 +357,7 @@ def test_a_cluster_is_joined_by_flags_or_environment(monkeypatch):
         (["--config=demo", "--workdir=gs://b/x"], "gs://b/x: no address; mount it and name the"),
         (["--config=demo", "--workdir=x", "--sed=1"], "--sed=1: no such flag"),
         (["--config=demo", "--workdir=x", "--coordinator=h:1"], "needs --processes and --process"),
+        (["--config=demo", "--workdir=x", "--heartbeat=0"], "--heartbeat 0: is below 1 second"),
     ],
 )
 def test_a_wrong_command_line_is_an_error(argv, message):

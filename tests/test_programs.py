@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lmseg_jax import assembly, programs, sharding, state
+from lmseg_jax import assembly, matcher, programs, sharding, state
 from tests.tiny import tiny_config
 
 
@@ -32,9 +32,20 @@ def sides(shape):
     return [int(side) for side in shape[:-1].split("[")[1].split(",") if side]
 
 
-def test_devices_exchange_gradients_parameters_and_scalars_only(config, monkeypatch):
+def first_queries(cost, count, *, where, mesh):
+    """Stands for the matcher in a program that the compilation cache keeps: target i, query i."""
+    layers, images, _, targets = cost.shape
+    return jnp.broadcast_to(jnp.arange(targets), (layers, images, targets))
+
+
+@pytest.mark.parametrize(("data", "fsdp", "matched"), [(2, 4, True), (4, 2, False), (8, 1, False)])
+def test_devices_exchange_gradients_parameters_and_scalars_only(
+    config, monkeypatch, data, fsdp, matched
+):
     monkeypatch.setattr(sharding, "SMALLEST", 2**10)
-    compiled = compiled_gradient(config, data=2, fsdp=4)
+    if not matched:
+        monkeypatch.setattr(matcher, "assign", first_queries)
+    compiled = compiled_gradient(config, data=data, fsdp=fsdp)
     params, _ = jax.eval_shape(lambda: state.weights(config.model, 0))
     allowed = {(), (2, 10, config.model.width)}  # the text: two datasets, at most ten names
     for leaf in jax.tree.leaves(params):
@@ -43,7 +54,11 @@ def test_devices_exchange_gradients_parameters_and_scalars_only(config, monkeypa
     messages = programs.collectives(compiled)
     found = {tuple(sorted(sides(message.shape))) for message in messages}
     assert found <= allowed
-    assert {message.kind for message in messages} == {"all-reduce", "all-gather"}
+    kinds = {"all-reduce", "all-gather"} if fsdp > 1 else {"all-reduce"}
+    assert {message.kind for message in messages} == kinds
+    total = sum(leaf.size for leaf in jax.tree.leaves(params)) * 4
+    sums = [message.bytes for message in messages if message.kind == "all-reduce"]
+    assert total <= sum(sums) < 1.1 * total  # every gradient once, and little else
 
 
 def test_messages_are_counted_with_their_bytes():

@@ -5,7 +5,7 @@ import pytest
 
 from lmseg_jax import assembly, sharding, state
 from lmseg_jax.optimizer import make_optimizer
-from lmseg_jax.step import gradient, make_step, run_update
+from lmseg_jax.step import gradient, make_step, run_update, sound
 from tests.tiny import batch, tiny_config, vocabulary
 
 
@@ -48,13 +48,67 @@ def test_the_gradient_does_not_depend_on_how_the_update_is_cut(one):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale)
 
 
-def test_two_devices_compute_what_one_does(one):
-    single = gradient(one[0], one[1], BUCKETS, mesh=one[2], seed=0)
-    step, first, mesh = make(2)
-    double = gradient(step, first, BUCKETS, mesh=mesh, seed=0)
-    scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(single["params"]))
-    for a, b in zip(jax.tree.leaves(single), jax.tree.leaves(double), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale)
+def curve(data, fsdp):
+    """Losses and gradient norms of three updates of eight images, and the state after them."""
+    config = tiny_config()
+    config.batching.batch = config.batching.multiple = 8
+    config.model.decoder.layers, config.optimizer.rate = 1, 1e-3
+    mesh = sharding.make_mesh(data, fsdp, multiple=8)
+    now, shardings = assembly.initial_state(config, mesh)
+    step = make_step(
+        config,
+        state.graph(config.model),
+        make_optimizer(config.optimizer),
+        vocabulary=vocabulary(),
+        mesh=mesh,
+        shardings=shardings,
+    )
+    halves = [batch(seed, dataset=seed, images=4) for seed in (0, 1)]
+    bucket = {key: np.concatenate([half[key] for half in halves]) for key in halves[0]}
+    told = []
+    for _ in range(3):
+        now, metrics = run_update(step, now, [bucket], mesh=mesh, seed=0)
+        told.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
+    return np.array(told), now
+
+
+@pytest.fixture(scope="module")
+def curve_of_one():
+    return curve(1, 1)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data", "fsdp"), [(2, 1), (2, 2), (8, 1), (4, 2), (2, 4)])
+def test_a_mesh_learns_what_one_device_does_with_its_share_of_the_memory(
+    curve_of_one, monkeypatch, data, fsdp
+):
+    monkeypatch.setattr(sharding, "SMALLEST", 2**10)  # else nothing of a tiny model is split
+    told, now = curve(data, fsdp)
+    np.testing.assert_allclose(told, curve_of_one, rtol=1e-5)
+    leaves = jax.tree.leaves((now.params, now.optimizer))
+    expected, whole = 0, sum(leaf.nbytes for leaf in leaves)
+    for leaf in leaves:
+        split = leaf.size >= 2**10 and any(side % fsdp == 0 for side in leaf.shape)
+        expected += leaf.nbytes // (fsdp if split else 1)
+    for device in now.step.sharding.device_set:
+        shards = [s for leaf in leaves for s in leaf.addressable_shards if s.device == device]
+        assert sum(shard.data.nbytes for shard in shards) == expected
+    assert expected < 1.2 * whole / fsdp  # most of it is split
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_an_update_that_is_no_number_changes_nothing(one, where):
+    step, first, mesh = one
+    sums = gradient(step, first, BUCKETS, mesh=mesh, seed=0)
+    if where == "loss":
+        sums["parts"]["loss"] = jnp.float32(np.nan)
+    else:
+        sums["params"]["head"]["temperature"] = jnp.float32(np.inf)
+    before = jax.device_get(first)
+    after, metrics = step.update(jax.tree.map(lambda x: x.copy(), first), sums)
+    assert not sound(metrics)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_an_update_trains_prompt_and_adapter_but_not_the_text_tower(one):
@@ -72,6 +126,7 @@ def test_an_update_trains_prompt_and_adapter_but_not_the_text_tower(one):
     groups = [float(value) for key, value in metrics.items() if key.startswith("gradient_norm/")]
     assert len(groups) == len(before[0]) and min(groups) > 0
     np.testing.assert_allclose(np.linalg.norm(groups), metrics["gradient_norm"], rtol=1e-5)
+    assert sound(metrics)
     assert int(after.step) == 1
 
 

@@ -126,8 +126,16 @@ class Loader:
         self._workers = workers
         self._threads = threads
         self._examples = [
-            _examples(feed, seed, shape=shape, max_targets=max_targets, on_error=on_error)
+            _examples(
+                feed,
+                seed,
+                augmentation=Augment(feed.recipe, shape, max_targets),
+                on_error=on_error,
+            )
             for feed, shape in zip(feeds, plan.shapes, strict=True)
+        ]
+        self._named = [
+            _examples(feed, seed, augmentation=name_of, on_error=on_error) for feed in feeds
         ]
 
     def iterate(self, start: int, stop: int) -> Iterator[Update]:
@@ -143,6 +151,18 @@ class Loader:
                 yield self._gather(step, crops)
         finally:
             crops.close()
+
+    def names(self, step: int) -> dict[str, list[str]]:
+        """The images of one update, over all processes: names of samples by feed.
+
+        They are read again for it. Where bad files are skipped, these are those that came instead.
+        """
+        whole = Share(self._share.plan, self._share.micro, 0, 1)
+        found = {}
+        for source, example in (place for places in whole.pieces(step) for place in places):
+            name = self._named[source][example]["name"]
+            found.setdefault(self._feeds[source].name, []).append(name)
+        return found
 
     def _read(self, start: int, stop: int) -> grain.DatasetIterator:
         """The crops of this host in the order in which batches need them."""
@@ -181,10 +201,10 @@ class Loader:
 
 
 def _examples(
-    feed: Feed, seed: int, *, shape: tuple[int, int], max_targets: int, on_error: str
+    feed: Feed, seed: int, *, augmentation: skipping.Augmentation, on_error: str
 ) -> grain.MapDataset:
-    """The endless list of a feed's crops, padded to `shape`."""
-    seed, augmentation = feed_seed(seed, feed.name), Augment(feed.recipe, shape, max_targets)
+    """The endless list of what an augmentation makes of a feed's samples."""
+    seed = feed_seed(seed, feed.name)
     if on_error == "skip":
         return skipping.examples(feed.name, feed.source, seed=seed, augmentation=augmentation)
     source = grain.MapDataset.source(feed.source)
@@ -209,6 +229,12 @@ class Augment:
             "dropped": crop.dropped,
             "skipped": (),
         }
+
+
+def name_of(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+    """Stands for `Augment` where only the name of a sample is asked for; nothing is drawn."""
+    del rng
+    return {"name": sample.name}
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,15 @@ def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():
     assert (first != second).any() and (second != third).any() and (first != third).any()
 
 
+def test_the_images_of_an_update_have_names_wherever_they_are_read():
+    update = next(make(batch=12, color=False).iterate(7, 8))
+    shown = [bucket["image"][:, 0, 0, 0] - 1 for bucket in update.buckets]
+    expected = {feed: list(map(str, images)) for feed, images in zip(SHAPES, shown, strict=True)}
+    for process in (0, 1):
+        loader = make(batch=12, process_index=process, process_count=2)
+        assert loader.names(7) == expected
+
+
 def test_starting_late_gives_the_same_updates():
     settings = {"batch": 4, "weights": (0.5, 0.3, 0.2)}
     everything = [update.buckets for update in make(**settings).iterate(0, 9)]

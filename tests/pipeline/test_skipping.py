@@ -34,13 +34,17 @@ class Numbered:
         )
 
 
-def updates(source, start=0, stop=30, **settings):
-    """Updates of four crops of "numbers" and two of a feed without bad files."""
+def make(source, **settings):
+    """Loads updates of four crops of "numbers" and two of a feed without bad files."""
     recipe = Recipe((), 0, (6, 6), False, "both", ("crop", "flip"))
     feeds = [Feed("numbers", source, recipe, 0), Feed("good", Numbered(), recipe, 1)]
     plan = Plan([(6, 6), (6, 6)], (2, 1), batch=6, multiple=2)
     settings = {"seed": 5, "max_targets": 4, "on_error": "skip"} | settings
-    return list(Loader(feeds, plan, **settings).iterate(start, stop))
+    return Loader(feeds, plan, **settings)
+
+
+def updates(source, start=0, stop=30, **settings):
+    return list(make(source, **settings).iterate(start, stop))
 
 
 def shown(found):
@@ -57,6 +61,12 @@ def assert_same(found, expected):
 
 
 BAD = (3, 17, 41)
+
+
+def test_an_update_names_the_images_that_came_in_the_place_of_bad_ones():
+    loader = make(Numbered(BAD))
+    named = [loader.names(update)["numbers"] for update in range(30)]
+    assert np.concatenate(named).tolist() == shown(updates(Numbered(BAD))).astype(str).tolist()
 
 
 def test_without_bad_files_skipping_changes_no_bit():

@@ -1,0 +1,129 @@
+"""What a run survives: the short form of tests/endurance.py."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from lmseg_jax import checkpoint, configuration, logs, train
+from lmseg_jax.errors import UserError
+from tests.several import (
+    CONFIG,
+    SMALL,
+    begin_several,
+    children,
+    end,
+    losses,
+    printed,
+    saved,
+    wait_for,
+)
+
+LAST = 8  # updates of the config
+EVERYTHING = ("step", "params", "frozen", "optimizer", "average")
+
+pytestmark = pytest.mark.slow
+
+
+def run_here(workdir, *flags):
+    """A run of one device within the tests' own process."""
+    config = configuration.load(CONFIG, [*SMALL, "--config.mesh.data=1", *flags])
+    configuration.check(config)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return train.run(config, workdir)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Workdir of an undisturbed run of one device, and its arrays alive at each row."""
+    workdir, alive = tmp_path_factory.mktemp("plain") / "run", {}
+
+    class Counting(logs.Logs):
+        def write(self, step, values):
+            alive.setdefault(step, len(jax.live_arrays()))
+            super().write(step, values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logs, "Logs", Counting)
+        assert run_here(workdir, "--config.checkpoint.every=5") == 0
+    return workdir, alive
+
+
+def test_updates_compile_nothing_after_the_first_and_leave_no_arrays_behind(plain):
+    workdir, alive = plain
+    rows = [row for row in logs.read(workdir) if "loss" in row]
+    assert len({row["programs"] for row in rows}) == 1
+    assert alive[2] == alive[3] == alive[4]  # then it evaluates and saves, which keeps some
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_changes_anything(
+    plain, tmp_path, monkeypatch
+):
+    gradient = train.gradient
+
+    def broken(step, state, buckets, **settings):
+        sums = gradient(step, state, buckets, **settings)
+        if int(state.step) == 5:
+            sums["parts"]["loss"] = sums["parts"]["loss"] * np.nan
+        return sums
+
+    monkeypatch.setattr(train, "gradient", broken)
+    flags = ["--config.log.every=8", "--config.checkpoint.every=8"]  # it is found an update later
+    with pytest.raises(UserError) as caught:
+        run_here(tmp_path, *flags)
+    message = str(caught.value)
+    assert "became infinite or NaN in update 6 and changed nothing" in message
+    assert "is saved as checkpoint 5; its images were world_patterns: " in message
+    assert "; world_shapes: " in message
+    assert saved(tmp_path) == [5]
+    found, expected = (
+        jax.tree.leaves(checkpoint.read_weights(workdir / "checkpoints", step=5, names=EVERYTHING))
+        for workdir in (tmp_path, plain[0])
+    )
+    assert len(found) == len(expected) > 100
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(found, expected, strict=True))
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A run of two processes of which one is killed, and that one process then brings to its end.
+
+    Returns the workdir, the killed job's status, and what it had saved.
+    """
+    workdir = tmp_path_factory.mktemp("several") / "run"
+    process = begin_several(2, workdir)
+    wait_for(workdir, 5, process)
+    os.kill(children(process)[1], signal.SIGKILL)
+    status = end(process, seconds=60)
+    steps = saved(workdir)
+    assert run_here(workdir) == 0
+    return workdir, status, steps
+
+
+def test_a_dead_process_ends_the_others_with_an_error(several):
+    workdir, status, _ = several
+    assert status not in (0, 130), printed(workdir.parent)
+
+
+def test_two_processes_learn_what_one_does_and_one_goes_on_from_their_checkpoint(plain, several):
+    assert several[2], "nothing was saved before the kill"
+    expected, found = losses(plain[0]), losses(several[0])
+    assert list(found) == list(expected) == list(range(1, LAST + 1))
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
+    rows = [row["step"] for row in logs.read(several[0]) if "loss" in row]
+    assert rows == list(range(1, LAST + 1))  # written once, by process 0
+
+
+def test_the_sums_of_an_evaluation_are_those_of_one_process(plain, several):
+    found = []
+    for workdir in (plain[0], several[0]):
+        (row,) = (row for row in logs.read(workdir) if row["step"] == 4 and "loss" not in row)
+        found.append(row)
+    assert "score/world_shapes/miou" in found[0]
+    assert found[0] == found[1]

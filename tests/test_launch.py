@@ -1,0 +1,116 @@
+"""The scripts of launch/, with stand-ins for a cluster's commands."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Makes commands that note how they were called; returns (make, run)."""
+    noted = tmp_path / "noted"
+
+    def make(name, lines):
+        path = tmp_path / name
+        path.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> {noted}\n{lines}\n')
+        path.chmod(0o755)
+
+    def run(script, *arguments, **settings):
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | settings
+        done = subprocess.run(
+            [ROOT / "launch" / script, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done.returncode, noted.read_text().splitlines() if noted.exists() else [], done
+
+    return make, run
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script):
+    beside = str(Path(sys.executable).parent)
+    command = shutil.which("shellcheck", path=f"{beside}:{os.environ['PATH']}")
+    done = subprocess.run([command, script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_script_without_arguments_says_how_it_is_used(cluster, script):
+    status, noted, done = cluster[1](script.name, TPU="t", ZONE="z")
+    assert status != 0 and not noted
+    assert "usage: " in done.stderr and "CONFIG WORKDIR" in done.stderr
+
+
+def test_one_process_gets_the_command_as_it_is(cluster):
+    make, run = cluster
+    make("python", "exit 7")
+    status, noted, _ = run("local.sh", "demo", "runs/a b", "--config.seed=1", PYTHON="python")
+    assert status == 7
+    assert noted == ["python -m lmseg_jax.main --config demo --workdir runs/a b --config.seed=1"]
+
+
+def test_of_several_processes_the_worst_status_counts(cluster):
+    make, run = cluster
+    make("python", '[[ "$*" == *"--process 1"* ]] && exit 3 || exit 0')
+    status, noted, _ = run("local.sh", "demo", "w", PYTHON="python", PROCESSES="3", PORT="5")
+    assert status == 3
+    common = "python -m lmseg_jax.main --config demo --workdir w --coordinator localhost:5"
+    assert sorted(noted) == [
+        f"{common} --processes 3 --process {process} --heartbeat 40" for process in range(3)
+    ]
+
+
+@pytest.mark.parametrize(("ended", "queues"), [(130, True), (0, False), (2, False)])
+def test_a_slurm_job_queues_again_if_its_time_is_up_only(cluster, ended, queues):
+    make, run = cluster
+    make("srun", f"exit {ended}")
+    make("scontrol", "exit 0")
+    status, noted, _ = run("slurm.sh", "demo", "w", SLURM_JOB_ID="12", PYTHON="python")
+    assert status == ended
+    asked = "srun --kill-on-bad-exit=0 python -m lmseg_jax.main --distributed --heartbeat 40"
+    assert noted[0] == f"{asked} --config demo --workdir w"
+    assert noted[1:] == ["scontrol requeue 12"] * queues
+
+
+def test_a_slurm_job_that_was_cancelled_does_not_queue_again(cluster):
+    make, run = cluster
+    make("srun", "kill -TERM $PPID; exit 130")
+    make("scontrol", "exit 0")
+    status, noted, _ = run("slurm.sh", "demo", "w", SLURM_JOB_ID="12")
+    assert status == 130 and len(noted) == 1
+
+
+SLICE = '[[ "$*" == *" ssh "* ]] && exit $(( $(grep -c " ssh " {noted}) < {well} ))\n{state}'
+
+
+def test_a_tpu_slice_that_was_taken_away_is_waited_for(cluster, tmp_path):
+    make, run = cluster
+    noted = tmp_path / "noted"
+    state = f"(( $(grep -c describe {noted}) < 3 )) && echo PREEMPTED || echo READY"
+    make("gcloud", SLICE.format(noted=noted, well=2, state=state))
+    status, noted, _ = run(
+        "tpu_pod.sh", "demo", "/w", TPU="t", ZONE="z", PAUSE="0", PYTHON="python"
+    )
+    assert status == 0
+    assert [line.split()[4] for line in noted] == ["ssh", *["describe"] * 3, "ssh"]
+    train = "python -m lmseg_jax.main --distributed --heartbeat 40 --config demo --workdir /w "
+    asked = "gcloud compute tpus tpu-vm ssh t --zone z --worker all --command cd lmseg_jax && "
+    assert noted[0] == noted[-1] == asked + train
+
+
+def test_an_error_of_the_run_ends_the_work_on_a_tpu_slice(cluster, tmp_path):
+    make, run = cluster
+    make("gcloud", SLICE.format(noted=tmp_path / "noted", well=9, state="echo READY"))
+    status, noted, _ = run("tpu_pod.sh", "demo", "/w", TPU="t", ZONE="z")
+    assert status == 1
+    assert [line.split()[4] for line in noted] == ["ssh", "describe"]
