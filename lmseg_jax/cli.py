@@ -10,6 +10,7 @@ import lmseg_jax
 from lmseg_jax.errors import UserError
 
 COMMANDS = {
+    "app": ("lmseg_jax.app", "a page on which images are segmented in any words"),
     "bench": ("lmseg_jax.bench", "measure the speed of the loader"),
     "convert": ("lmseg_jax.convert", "read CLIP, ImageNet or MaskFormer weights"),
     "data": (
@@ -17,6 +18,7 @@ COMMANDS = {
         "write a card, check a dataset, look at samples, list cards",
     ),
     "experiments": ("lmseg_jax.experiments", "the comparisons of the paper: runs, tables, plots"),
+    "export": ("lmseg_jax.export", "write a trained model for others to use"),
     "figure": ("lmseg_jax.figure", "draw embeddings, costs, or one image in several taxonomies"),
     "plan": ("lmseg_jax.plan", "what a run would take on devices that need not be here"),
     "predict": ("lmseg_jax.predict", "segment images in any words"),

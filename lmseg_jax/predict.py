@@ -7,134 +7,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from PIL import Image
-
-from lmseg_jax import label_space, report, visualize
+from lmseg_jax import label_space, report
 from lmseg_jax.datasets.card import TASKS
-from lmseg_jax.datasets.predictions import LIST, path_keys
+from lmseg_jax.datasets.predictions import path_keys
 from lmseg_jax.errors import UserError
-from lmseg_jax.segmentation import Segmentation, pixels
+from lmseg_jax.loading import SHIPPED
+from lmseg_jax.prediction_files import SCORES, Outputs
+from lmseg_jax.segmentation import pixels
 from lmseg_jax.segmenter import load
-from lmseg_jax.taxonomy import Taxonomy
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-MANIFEST, LINES = "predict.json", "annotations.jsonl"
-
-
-class Outputs:
-    """The files of a run: `labels/`, `panoptic/` and `overlays/` below a folder.
-
-    Segments are written a line an image as they are found, so a run that is killed loses none;
-    `close` makes COCO's list of them.
-
-    Args:
-      folder: where to write.
-      taxonomy: whose ids and colours are written.
-      panoptic, overlay: which files there are beside the label PNGs.
-      force: True forgets what an earlier run has written.
-    """
-
-    def __init__(
-        self, folder: Path, taxonomy: Taxonomy, *, panoptic: bool, overlay: bool, force: bool
-    ):
-        self.folder, self.taxonomy, self.overlay = folder, taxonomy, overlay
-        self.panoptic = panoptic
-        ids = {int(value) for value in taxonomy.ids}
-        self.nothing = next(value for value in (0, *range(255, -1, -1), 65535) if value not in ids)
-        self._lines = folder / "panoptic" / LINES
-        self._found = {}
-        if force:
-            self._lines.unlink(missing_ok=True)
-        if panoptic:
-            self._lines.parent.mkdir(parents=True, exist_ok=True)
-            self._read()
-
-    def done(self, name: str) -> bool:
-        """Whether everything of an image, "a.png" or "folder/a.png", has been written."""
-        kinds = ["labels"] + ["overlays"] * self.overlay + ["panoptic"] * self.panoptic
-        written = all((self.folder / kind / name).is_file() for kind in kinds)
-        return written and (not self.panoptic or name in self._found)
-
-    def write(self, name: str, image: np.ndarray, found: Segmentation) -> None:
-        """Writes everything of an image, its label PNG last."""
-        ids = np.append(self.taxonomy.ids, self.nothing)[found.labels]  # label -1 reads the last
-        dtype = np.uint8 if ids.max() < 256 else np.uint16
-        if self.overlay:
-            self._save("overlays", name, _drawn(image, found, self.taxonomy))
-        if self.panoptic:
-            s = found.segments
-            self._save("panoptic", name, np.stack([s % 256, s // 256 % 256, s // 65536], axis=-1))
-            self._append(name, found)
-        self._save("labels", name, ids, dtype=dtype)
-
-    def close(self) -> None:
-        """Writes COCO's list of all segments."""
-        if not self.panoptic:
-            return
-        rows = [self._found[name] for name in sorted(self._found)]
-        categories = [
-            {"id": c.id, "name": c.name, "isthing": int(c.thing), "color": list(c.color)}
-            for c in self.taxonomy.categories
-        ]
-        report.write_json(
-            self.folder / "panoptic" / LIST,
-            {
-                "images": [row["image"] for row in rows],
-                "annotations": [row["annotation"] for row in rows],
-                "categories": categories,
-            },
-        )
-
-    def _save(self, kind: str, name: str, array: np.ndarray, *, dtype=np.uint8) -> None:
-        path = self.folder / kind / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        Image.fromarray(array.astype(dtype)).save(partial, format="PNG")
-        partial.replace(path)
-
-    def _append(self, name: str, found: Segmentation) -> None:
-        height, width = found.segments.shape
-        stem = PurePosixPath(name).with_suffix("").as_posix()
-        number = int(stem) if stem.isdecimal() and stem.isascii() else stem
-        segments = [
-            row | {"category_id": int(self.taxonomy.ids[row["category_id"]]), "iscrowd": 0}
-            for row in found.segments_info
-        ]
-        segments = [row | {"isthing": int(row["isthing"])} for row in segments]
-        row = {
-            "image": {"id": number, "file_name": name, "height": height, "width": width},
-            "annotation": {"image_id": number, "file_name": name, "segments_info": segments},
-        }
-        self._found[name] = row
-        with open(self._lines, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def _read(self) -> None:
-        """What an earlier run has found; a line that was cut by its end is found anew."""
-        if not self._lines.exists():
-            return
-        for line in self._lines.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-                self._found[row["annotation"]["file_name"]] = row
-            except ValueError:
-                continue
-        lines = [json.dumps(row) + "\n" for row in self._found.values()]
-        self._lines.write_text("".join(lines), encoding="utf-8")
-
-
-def _drawn(image: np.ndarray, found: Segmentation, taxonomy: Taxonomy) -> np.ndarray:
-    """The image in the colours of its classes, and under it a legend of those that occur."""
-    picture = visualize.overlay(image, found.labels, taxonomy.colors, segments=found.segments)
-    present = [int(k) for k in np.unique(found.labels) if k >= 0]
-    if not present:
-        return picture
-    names = [taxonomy.names[k] for k in present]
-    width = max(240, picture.shape[1])
-    scale = max(1.0, width / 800)
-    legend = visualize.legend(names, taxonomy.colors[present], width=width, scale=scale)
-    return visualize.grid([[picture], [legend]])
+MANIFEST = "predict.json"
 
 
 def find_images(path: Path, *, without: Path) -> list[Path]:
@@ -181,6 +64,16 @@ def _agree(path: Path, manifest: dict) -> None:
         )
 
 
+def _parted(text: str | None) -> list[str] | None:
+    """The parts between semicolons; None where nothing was given."""
+    return None if text is None else [part.strip() for part in text.split(";") if part.strip()]
+
+
+def name_of(checkpoint: str) -> str:
+    """What tells a checkpoint from others: its whole path, or the name of a shipped one."""
+    return checkpoint if checkpoint in SHIPPED else str(Path(checkpoint).resolve())
+
+
 def main(argv: Sequence[str]) -> int:
     """Segments every image; status 2 if some could not be read.
 
@@ -189,19 +82,21 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="lmseg predict", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--checkpoint", required=True, help="workdir of a run, or a converted model")
+    add("--checkpoint", required=True, help=f"a workdir, an export or {', '.join(SHIPPED)}")
     add("--input", required=True, type=Path, help="an image, or a folder with images")
     add("--output", required=True, type=Path, help="folder to write to")
     words = parser.add_mutually_exclusive_group(required=True)
     words.add_argument("--classes", help='any words, such as "road; person; sofa, couch"')
     words.add_argument("--taxonomy", help="a trained taxonomy, a card, or a union a+b")
     add("--task", choices=TASKS, default="semantic")
+    add("--things", help='which classes have instances, such as "person; car"; "" = none')
+    add("--scores", choices=SCORES, default="", help="how sure each pixel is, as 16-bit PNG or npy")
     add("--overlay", action=argparse.BooleanOptionalAction, default=True, help="draw pictures")
     add("--force", action="store_true", help="segment again what has been written before")
     options = parser.parse_args(argv)
-    classes = None
-    if options.classes is not None:
-        classes = [part.strip() for part in options.classes.split(";") if part.strip()]
+    classes, things = _parted(options.classes), _parted(options.things)
+    if things is not None and options.task != "panoptic":
+        raise UserError("--things: only segments are of things or of stuff; add --task panoptic")
     images = find_images(options.input, without=options.output)
     top = options.input if options.input.is_dir() else options.input.parent
     keys = path_keys([PurePosixPath(path.relative_to(top).as_posix()) for path in images])
@@ -209,11 +104,14 @@ def main(argv: Sequence[str]) -> int:
     model = load(options.checkpoint)
     space, _ = label_space.look_up(model.spaces, options.taxonomy, classes, head=model.model.head)
     taxonomy, folder = space.taxonomy, options.output
+    if things is not None:
+        taxonomy = label_space.with_things(taxonomy, things)
     manifest = {
-        "checkpoint": str(Path(options.checkpoint).resolve()),
+        "checkpoint": name_of(options.checkpoint),
         "task": options.task,
         "names": list(taxonomy.names),
         "ids": [int(value) for value in taxonomy.ids],
+        "things": None if things is None else taxonomy.things.tolist(),
     }
     path = folder / MANIFEST
     if path.exists() and not options.force:
@@ -228,6 +126,7 @@ def main(argv: Sequence[str]) -> int:
         taxonomy,
         panoptic=options.task == "panoptic",
         overlay=options.overlay,
+        scores=options.scores,
         force=options.force,
     )
     bad, skipped = [], 0
@@ -243,7 +142,14 @@ def main(argv: Sequence[str]) -> int:
                 bad.append(str(error))
                 print(f"skipped: {' '.join(str(error).split())}", file=sys.stderr)
             else:
-                found = model.segment(image, classes, taxonomy=options.taxonomy, task=options.task)
+                found = model.segment(
+                    image,
+                    classes,
+                    taxonomy=options.taxonomy,
+                    task=options.task,
+                    things=things,
+                    scores=bool(options.scores),
+                )
                 outputs.write(name, image, found)
         bar(done, len(images))
     outputs.close()

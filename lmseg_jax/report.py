@@ -39,6 +39,14 @@ def flat(scores: dict[str, dict]) -> dict[str, float]:
     }
 
 
+def numbers(scores: dict[str, dict]) -> dict[str, dict[str, float]]:
+    """The same of each dataset without tables: {dataset: {metric: value}}, two decimals."""
+    return {
+        name: {key: round(v, 2) for key, v in score.items() if isinstance(v, int | float)}
+        for name, score in scores.items()
+    }
+
+
 def add_means(scores: dict[str, dict], rows: Sequence[dict], *, count: int) -> None:
     """Adds `mean_of_last` = the mean mIoU and PQ of a run's last `count` evaluations.
 

@@ -1,6 +1,5 @@
 """A trained model ready to be asked: any image, in a trained taxonomy's words or in any others."""
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -13,24 +12,21 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from lmseg_jax import (
-    assembly,
-    checkpoint,
-    configuration,
     label_space,
+    loading,
     postprocess,
     scoring,
     segmentation,
     state,
     tokenizer,
 )
-from lmseg_jax.datasets.card import TASKS, parse_card
+from lmseg_jax.datasets.card import TASKS
 from lmseg_jax.datasets.recipe import TestRule
 from lmseg_jax.datasets.sample import PADDING, Sample
 from lmseg_jax.errors import UserError
 from lmseg_jax.label_space import LabelSpace
 from lmseg_jax.models.lmseg import MULTIPLE
-from lmseg_jax.pretrained import converted
-from lmseg_jax.taxonomy import Taxonomy, from_names, plain
+from lmseg_jax.taxonomy import Taxonomy, plain
 
 PROGRAMS = 16  # compiled programs that are kept; each takes megabytes
 WORDS = 64  # lists of names whose embeddings are kept
@@ -53,23 +49,30 @@ class Asked:
 
 
 def load(path: str | Path) -> "Segmenter":
-    """A segmenter from what training or `lmseg convert` wrote; needs no config file and no data.
+    """A segmenter from what training, `lmseg export` or `lmseg convert` wrote.
+
+    Needs no config file and no data.
 
     Args:
       path: workdir of a training run (its newest checkpoint; the moving average of the weights
-        where there is one), or folder of a whole converted model.
+        where there is one), folder of an export or of a whole converted model, or "worlds", the
+        checkpoint that is shipped.
 
     Raises:
       UserError: there is no such checkpoint, it is broken, or it holds no segmentation model.
     """
-    folder = Path(path).expanduser()
-    if converted.is_one(folder):
-        return _of_converted(folder)
-    if (folder / "run.json").is_file():
-        return _of_workdir(folder)
-    raise UserError(
-        f"{path}: neither the workdir of a training run (run.json) nor a converted model"
-        f" ({converted.MANIFEST}); name the folder that --workdir or --output named"
+    return of_stored(loading.read(path))
+
+
+def of_stored(found: loading.Stored) -> "Segmenter":
+    """A segmenter of a model that `loading` has read."""
+    return Segmenter(
+        found.model,
+        found.params,
+        found.frozen,
+        spaces=found.spaces,
+        vocabulary=found.vocabulary,
+        text=found.text,
     )
 
 
@@ -84,6 +87,8 @@ class Segmenter:
       params, frozen: weights, nested dicts of arrays.
       spaces: the label spaces of training by name, in the order of the model's datasets.
       vocabulary: tokens, index and valid of their names; see `assembly.vocabulary_of`.
+      text: f32 [M, K, D], embeddings of their names, None = made when they are first asked for.
+        A model of head "text" without a text tower needs them and knows no other words.
     """
 
     def __init__(
@@ -94,18 +99,21 @@ class Segmenter:
         *,
         spaces: Mapping[str, LabelSpace],
         vocabulary: Mapping[str, np.ndarray],
+        text: np.ndarray | None = None,
     ):
         self.model = model
         self.spaces = dict(spaces)
         self.vocabulary = dict(vocabulary)
+        self.text = text
         self.params, self.frozen = jax.device_put((params, frozen))
-        graphdef = state.graph(model, vocabulary)
+        self._network = state.without_text(self.params), state.without_text(self.frozen)
+        readers, network = (state.graph(model, vocabulary, text=read) for read in (True, False))
 
         def encode(params, frozen, tokens, index, valid):
-            return state.merge(graphdef, params, frozen).encode_text(tokens, index, valid)
+            return state.merge(readers, params, frozen).encode_text(tokens, index, valid)
 
         def predict(params, frozen, text, dataset, image, valid):
-            whole = state.merge(graphdef, params, frozen)
+            whole = state.merge(network, params, frozen)
             found = whole(image[None], text, dataset[None], valid=valid[None], last=True)
             return found["logits"][0, 0], found["masks"][0, 0]
 
@@ -118,6 +126,30 @@ class Segmenter:
     def taxonomies(self) -> dict[str, Taxonomy]:
         """The taxonomies of training by name."""
         return {name: space.taxonomy for name, space in self.spaces.items()}
+
+    @property
+    def text_free(self) -> bool:
+        """Whether it knows only words whose embeddings it has."""
+        return self.model.head == "text" and "text_encoder" not in self.frozen
+
+    def embeddings(
+        self, *, taxonomy: str | None = None, classes: Sequence[str] | None = None
+    ) -> np.ndarray:
+        """What the network is told of the names asked for, f32 [names + 1, D], background last.
+
+        Classes of several words have a row for each word.
+
+        Raises:
+          UserError: see `raw`.
+        """
+        _, words = label_space.look_up(self.spaces, taxonomy, classes, head=self.model.head)
+        asked = self._asked(taxonomy, words)
+        rows = np.asarray(asked.text["embeddings"][asked.dataset])
+        return rows[: asked.columns[-1][-1] + 1]
+
+    def text_of_training(self) -> np.ndarray:
+        """Embeddings of the names of all taxonomies of training, f32 [M, K, D]."""
+        return np.asarray(self._asked(next(iter(self.spaces)), ()).text["embeddings"])
 
     def raw(
         self,
@@ -257,9 +289,7 @@ class Segmenter:
         self, image: np.ndarray, valid: np.ndarray, asked: Asked
     ) -> tuple[np.ndarray, np.ndarray]:
         """`raw` of checked arguments; valid bool [H, W] is False where the image is padding."""
-        operands = (
-            self.params, self.frozen, asked.text, np.int32(asked.dataset), image, valid
-        )  # fmt: skip
+        operands = (*self._network, asked.text, np.int32(asked.dataset), image, valid)
         key = (image.shape, asked.text["valid"].shape)
         with self._lock:
             if key not in self._programs:
@@ -287,87 +317,51 @@ class Segmenter:
     def _read(self, words: Sequence[Sequence[str]]) -> Asked:
         """Any words and background, as the only row of the text, padded."""
         names = [plain(word) for texts in words for word in texts]
-        of_text = self.model.text
-        rows = tokenizer.vocabulary([names], prompt=of_text.prompt, template=of_text.template)
         count = len(names) + 1
         k = _at_least(count, FEWEST_NAMES)
-        s = _at_least(rows.tokens.shape[1], FEWEST_TOKENS)
-        s = min(s, tokenizer.LENGTH - 1 - of_text.prompt)
-        tokens = np.full((k, s), tokenizer.END, np.int32)
-        tokens[:count, : rows.tokens.shape[1]] = rows.tokens[rows.index[0]]
-        index, valid = np.arange(k, dtype=np.int32)[None], np.arange(k)[None] < count
-        text = self._encode(self.params, self.frozen, tokens, index, valid)
+        valid = np.arange(k)[None] < count
+        if self.text_free:
+            rows = np.zeros((1, k, self.text.shape[-1]), np.float32)
+            rows[0, :count] = self._recalled(names)
+            text = {"embeddings": rows, "valid": valid}
+        else:
+            of_text = self.model.text
+            rows = tokenizer.vocabulary([names], prompt=of_text.prompt, template=of_text.template)
+            s = _at_least(rows.tokens.shape[1], FEWEST_TOKENS)
+            s = min(s, tokenizer.LENGTH - 1 - of_text.prompt)
+            tokens = np.full((k, s), tokenizer.END, np.int32)
+            tokens[:count, : rows.tokens.shape[1]] = rows.tokens[rows.index[0]]
+            index = np.arange(k, dtype=np.int32)[None]
+            text = self._encode(self.params, self.frozen, tokens, index, valid)
         ends = np.cumsum([len(texts) for texts in words])
         columns = [tuple(range(e - len(texts), e)) for e, texts in zip(ends, words, strict=True)]
-        return Asked(text, 0, (*columns, (count - 1,)))
+        return Asked(jax.device_put(text), 0, (*columns, (count - 1,)))
+
+    def _recalled(self, names: Sequence[str]) -> np.ndarray:
+        """Rows of names and background, from those that came with the weights."""
+        known = {}
+        for rows, space in zip(self.text, self.spaces.values(), strict=True):
+            named = (*space.taxonomy.names, tokenizer.BACKGROUND)
+            for name, row in zip(named, rows, strict=False):
+                known.setdefault(plain(name), row)
+        missing = [name for name in names if name not in known]
+        if missing:
+            listed = ", ".join(name for name in known if name != tokenizer.BACKGROUND)
+            raise UserError(
+                f"this model has no text tower (it was exported with --text-free), so it cannot"
+                f" read {missing[0]!r}; the words it knows: {listed}"
+            )
+        return np.stack([known[name] for name in (*names, tokenizer.BACKGROUND)])
 
     def _trained(self, taxonomy: str) -> Asked:
         """A taxonomy of training, in the words of training."""
-        text = self._encode(self.params, self.frozen, **self.vocabulary)
+        if self.text is None:
+            text = self._encode(self.params, self.frozen, **self.vocabulary)
+        else:
+            text = jax.device_put({"embeddings": self.text, "valid": self.vocabulary["valid"]})
         dataset = list(self.spaces).index(taxonomy)
         count = len(self.spaces[taxonomy].taxonomy) + 1
         return Asked(text, dataset, tuple((i,) for i in range(count)))
-
-
-def _of_workdir(folder: Path) -> Segmenter:
-    """From run.json and the newest checkpoint."""
-    path = folder / "run.json"
-    try:
-        run = json.loads(path.read_text())
-        values, texts = run["config"], run["cards"]
-        mode, average = values["mode"], values["optimizer"]["average"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: broken ({error}); start the run again to write it") from error
-    if mode == "pretrain":
-        raise UserError(f"{folder}: holds a CLIP from pre-training, no segmentation model")
-    config = configuration.restored(values, where=str(path))
-    spaces, cards = {}, []
-    for name, text in texts.items():
-        card = parse_card(text, path=f"{path}, card {name}")
-        cards.append(card)
-        spaces[name] = label_space.of_card(card)
-    vocabulary = assembly.vocabulary_of(config, cards)
-    shapes = jax.eval_shape(lambda: state.weights(config.model, config.seed, vocabulary=vocabulary))
-    name = "average" if average else "params"
-    found = checkpoint.read_weights(
-        folder / assembly.CHECKPOINTS,
-        names=(name, "frozen"),
-        expected={name: shapes[0], "frozen": shapes[1]},
-    )
-    return Segmenter(
-        config.model, found[name], found["frozen"], spaces=spaces, vocabulary=vocabulary
-    )
-
-
-def _of_converted(folder: Path) -> Segmenter:
-    """From the manifest and weights of a converted model."""
-    found = converted.read(folder)
-    path = folder / converted.MANIFEST
-    if "head" not in found.model:
-        raise UserError(
-            f"{folder}: holds pretrained towers, no segmentation model; train with"
-            f" --config.pretrained.image={folder}"
-        )
-    model = configuration.restored({"model": found.model}, where=str(path)).model
-    try:
-        test = TestRule(**found.test) if found.test else None
-        spaces = {
-            name: LabelSpace(
-                label_space.marked(
-                    from_names(entry["names"], name=name),
-                    entry["things"] or [True] * len(entry["names"]),  # unknown: all are things
-                ),
-                test,
-            )
-            for name, entry in found.taxonomies.items()
-        }
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{path}: broken ({error}); convert the weights again") from error
-    names = [space.taxonomy.names for space in spaces.values()]
-    vocabulary = assembly.vocabulary_of_names(model, names)
-    shapes = jax.eval_shape(lambda: state.weights(model, 0, vocabulary=vocabulary))
-    checkpoint.compare(shapes, (found.params, found.frozen), where=folder)
-    return Segmenter(model, found.params, found.frozen, spaces=spaces, vocabulary=vocabulary)
 
 
 def _at_least(count: int, least: int) -> int:

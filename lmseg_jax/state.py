@@ -1,5 +1,6 @@
 """What training carries from update to update, and which parameters train."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from lmseg_jax.models.heads import TEMPERATURES
-from lmseg_jax.models.lmseg import build
+from lmseg_jax.models.lmseg import TEXT_PARTS, build
 
 # The text tower never trains; frozen norms and running statistics are no `Param`s at all.
 TRAINABLE = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("text_encoder")))
@@ -47,15 +48,50 @@ def class_tables(vocabulary: Vocabulary | None) -> dict[str, Any]:
     return {"names": tuple(int(count) for count in counts), "union": vocabulary["index"]}
 
 
-def graph(config: ConfigDict, vocabulary: Vocabulary | None = None) -> nnx.GraphDef:
+def graph(
+    config: ConfigDict, vocabulary: Vocabulary | None = None, *, text: bool = True
+) -> nnx.GraphDef:
     """Structure of the model without its arrays; no memory is used.
 
     Args:
       config: `config.model` of a run.
       vocabulary: of all datasets; heads other than "text" need it.
+      text: False leaves out the parts that only `encode_text` uses; see `without_text`.
     """
-    tables = class_tables(vocabulary)
-    return nnx.graphdef(nnx.eval_shape(lambda: build(config, **tables, rngs=nnx.Rngs(0))))
+    whole, network, _ = _structure(*_key(config, vocabulary))
+    return whole if text else network
+
+
+def shapes(config: ConfigDict, vocabulary: Vocabulary | None = None) -> tuple[dict, dict]:
+    """(params, frozen) of `weights` as `jax.ShapeDtypeStruct`s; for `vocabulary` see `graph`."""
+    return _structure(*_key(config, vocabulary))[2]
+
+
+def _key(config: ConfigDict, vocabulary: Vocabulary | None) -> tuple:
+    """All that decides a model's structure, hashable."""
+    tables = class_tables(vocabulary) if config.head != "text" else {}
+    union = tables.get("union")
+    rows = None if union is None else tuple(map(tuple, np.asarray(union).tolist()))
+    return FrozenConfigDict(config), tables.get("names", ()), rows
+
+
+@functools.lru_cache(maxsize=8)  # tracing every initialiser takes a second, and loading asks twice
+def _structure(
+    config: FrozenConfigDict, names: tuple[int, ...], union: tuple[tuple[int, ...], ...] | None
+) -> tuple[nnx.GraphDef, nnx.GraphDef, tuple[dict, dict]]:
+    """The graph, the graph without the parts that only read text, and shapes."""
+    tables = {} if union is None else {"names": names, "union": np.array(union, np.int32)}
+    model = nnx.eval_shape(lambda: build(config, **tables, rngs=nnx.Rngs(0)))
+    graphdef, params, frozen = nnx.split(model, TRAINABLE, ...)
+    for part in TEXT_PARTS:
+        if hasattr(model, part):
+            delattr(model, part)
+    return graphdef, nnx.graphdef(model), (nnx.to_pure_dict(params), nnx.to_pure_dict(frozen))
+
+
+def without_text(tree: dict) -> dict:
+    """`params` or `frozen` without the parts that only `encode_text` uses."""
+    return {part: leaves for part, leaves in tree.items() if part not in TEXT_PARTS}
 
 
 def weights(

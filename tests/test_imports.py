@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     "commands": (
         "main cli bench bench_loader pillow_recipe data_command plan score convert predict"
-        " bench_step bench_parts bench_text bench_inference"
+        " bench_step bench_parts bench_text bench_inference export app"
         " experiments experiment_tables experiment_plots suites"
         " figure taxonomy_command"
     ),
@@ -24,7 +24,7 @@ LAYERS = {
         "assembly baselines checkpoint contact_sheet flops label_space logs losses metrics"
         " optimizer postprocess programs report scoring segmentation sharding state step visualize"
         " charts comparison taxonomy_report"
-        " pipeline models pretrained"
+        " pipeline models pretrained exported loading prediction_files stablehlo"
     ),
     "pieces": "matcher tokenizer configuration configuration_rules datasets",
     "ground": "taxonomy errors",

@@ -33,6 +33,8 @@ def test_a_wheel_carries_sources_assets_configs_and_cards(wheel):
     expected |= {f"lmseg_jax/{name}" for name in relative("data", "*")}
     names = set(zipfile.ZipFile(wheel).namelist())
     assert expected <= names
+    shipped = {f"lmseg_jax/assets/worlds/{name}" for name in ("manifest.json", "model.safetensors")}
+    assert shipped <= names
     assert not [name for name in names if name.startswith(("tests", "configs", "data"))]
 
 
@@ -47,6 +49,8 @@ def test_configs_and_cards_are_found_by_name_from_any_folder(wheel, tmp_path):
         "from lmseg_jax.datasets.card import load_card\n"
         "config = configuration.load('demo', ['--config.seed=5'])\n"
         "configuration.check(config)\n"
+        "model = lmseg_jax.load('worlds')\n"
+        "assert list(model.taxonomies) == list(config.data.train), model.taxonomies\n"
         "print(lmseg_jax.__file__, config.seed, *(load_card(n).name for n in config.data.train))\n"
     )
     done = subprocess.run(

@@ -129,3 +129,29 @@ def test_a_bad_file_is_named_at_the_end_and_the_others_are_done(command, tree, t
     )
     assert labels == ["a/0.png", "b/0.png"]
     assert command("--classes", "box", source=tmp_path / "none") == 2
+
+
+def test_scores_are_written_and_a_run_without_them_is_completed(command, model, tree, tmp_path):
+    assert command("--taxonomy", "tiny", "--no-overlay") == 0
+    assert not (tmp_path / "out/scores").exists()
+    assert command("--taxonomy", "tiny", "--no-overlay", "--scores", "npy") == 0
+    assert command("--taxonomy", "tiny", "--no-overlay", "--scores", "png") == 0
+    exact = np.load(tmp_path / "out/scores/1.npy")
+    found = model.segment(tree[0] / "images/1.jpg", taxonomy="tiny", scores=True)
+    np.testing.assert_array_equal(exact, found.scores)
+    written = np.asarray(Image.open(tmp_path / "out/scores/1.png"))
+    assert written.dtype == np.uint16
+    np.testing.assert_allclose(written / 65535, exact, atol=1e-5)
+
+
+def test_things_decide_which_classes_have_instances(command, tmp_path, capsys):
+    asked = ["--classes", "box; cat, dog", "--task", "panoptic", "--no-overlay"]
+    assert command(*asked, "--things", "cat, dog") == 0
+    whole = json.loads((tmp_path / "out/panoptic/predictions.json").read_text())
+    assert [row["isthing"] for row in whole["categories"]] == [0, 1]
+    assert command(*asked, "--things", "") == 2
+    assert "an earlier run had another things" in capsys.readouterr().err
+    assert command(*asked, "--things", "zebra", "--force") == 2
+    assert "things: no 'zebra'" in capsys.readouterr().err
+    assert command("--classes", "box", "--things", "box") == 2
+    assert "--things: only segments" in capsys.readouterr().err

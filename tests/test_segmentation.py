@@ -95,19 +95,34 @@ def test_things_of_free_words_are_what_training_does_not_call_stuff(model, image
     assert ((found.labels < 0) == (found.segments == 0)).all()
 
 
-def test_sizes_of_one_canvas_share_a_program_also_between_threads(model, cards, image):
+class Counting:
+    """A jitted function that counts its compilations."""
+
+    def __init__(self, jitted):
+        self.jitted, self.compiled = jitted, 0
+
+    def lower(self, *operands):
+        self.compiled += 1
+        return self.jitted.lower(*operands)
+
+
+def test_threads_that_ask_at_once_compile_each_canvas_once(model, cards, image, monkeypatch):
     model._programs.clear()
-    names = cards[0].taxonomy.names
-    images = [image[: 50 - i] for i in range(2)] * 3
+    counting = Counting(model._predict)
+    monkeypatch.setattr(model, "_predict", counting)
+    words = [{"classes": ["sky", "dog"]}, {"classes": ["cat"]}, {"classes": ["zebra, cow", "sky"]}]
+    asked = [(image[: 50 - i], question) for question in words for i in range(2)] * 2
     with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(lambda x: model.segment(x, taxonomy=cards[0].name).labels, images))
-    assert [labels.shape for labels in found] == [x.shape[:2] for x in images]
-    np.testing.assert_array_equal(found[0], found[4])
+        found = list(pool.map(lambda x: model.segment(x[0], **x[1]).labels, asked))
+    test = cards[0].test
     canvases = {
-        scoring.prepare(Sample(x, x[..., 0], None, None, None, "", ""), cards[0].test).image.shape
-        for x in images
+        scoring.prepare(Sample(x, x[..., 0], None, None, None, "", ""), test).image.shape
+        for x, _ in asked
     }
-    assert len(model._programs) == len(canvases) and names
+    assert counting.compiled == len(canvases) == 1
+    for (x, question), labels in zip(asked, found, strict=True):
+        np.testing.assert_array_equal(labels, model.segment(x, **question).labels)
+    assert counting.compiled == 1
 
 
 def test_pictures_of_every_kind_become_rgb(tmp_path):
@@ -146,3 +161,12 @@ def test_segments_follow_coco_and_supervision():
     np.testing.assert_array_equal(out["xyxy"], [[0, 1, 1, 2], [1, 0, 3, 2]])
     np.testing.assert_array_equal(out["mask"], [segments == 1, segments == 2])
     assert out["data"]["class_name"].tolist() == ["b", "a"] and out["class_id"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 300), (37, 41)])
+def test_an_image_of_any_size_is_answered_at_its_own_size(model, size):
+    grey = np.random.default_rng(3).integers(0, 256, size, dtype=np.uint8)
+    found = model.segment(grey, ["sky", "dog"], scores=True)
+    assert found.labels.shape == found.segments.shape == found.scores.shape == size
+    color = Image.fromarray(np.repeat(grey[..., None], 3, axis=2)).convert("RGBA")
+    np.testing.assert_array_equal(model.segment(color, ["sky", "dog"]).labels, found.labels)

@@ -15,11 +15,11 @@ import pytest
 from safetensors.numpy import save_file
 
 import lmseg_jax
-from lmseg_jax import assembly, checkpoint, cli, segmenter, state, tokenizer
+from lmseg_jax import assembly, cli, segmenter, state, tokenizer
 from lmseg_jax.errors import UserError
 from lmseg_jax.pretrained import converted
 from tests.goldens import maskformer as goldens
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, weights_of, write_workdir
 
 SIZE = (64, 96)
 
@@ -34,29 +34,13 @@ def config():
 
 @pytest.fixture(scope="module")
 def weights(config):
-    """(params, frozen) of which nothing is drawn by JAX, so nothing is compiled."""
-    rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: state.weights(config.model, 0))
-    return jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes)
+    return weights_of(config)
 
 
 @pytest.fixture(scope="module")
 def workdir(config, weights, tmp_path_factory):
-    """As training leaves it: the evaluated weights are the moving average."""
     folder = tmp_path_factory.mktemp("workdir")
-    params, frozen = weights
-    checkpoints = checkpoint.Checkpoints(folder / assembly.CHECKPOINTS, keep=2, every=1)
-    for step in (4, 8):
-        saved = {
-            "step": np.int32(step),
-            "params": jax.tree.map(lambda leaf: leaf + 1, params),
-            "frozen": frozen,
-            "optimizer": {},
-            "average": params if step == 8 else jax.tree.map(np.zeros_like, params),
-        }
-        checkpoints.save(step, saved, {})
-    checkpoints.close()
-    assembly.write_run(folder, config, assembly.load_cards(config))
+    write_workdir(folder, config, weights)
     return folder
 
 

@@ -1,10 +1,11 @@
 """The smallest LMSeg that has every part, and batches for it."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from lmseg_jax import tokenizer
+from lmseg_jax import assembly, checkpoint, state, tokenizer
 
 NAMES = (("red disc", "sky", "dog"), ("dog", "water"))
 
@@ -60,3 +61,27 @@ def text(names: int = 4, *, width: int = 16, seed: int = 0):
         "embeddings": jnp.asarray(rng.normal(size=(1, names, width)), jnp.float32),
         "valid": jnp.ones((1, names), bool),
     }
+
+
+def weights_of(config, *, vocabulary=None):
+    """(params, frozen) of which nothing is drawn by JAX, so nothing is compiled."""
+    rng = np.random.default_rng(0)
+    shapes = state.shapes(config.model, vocabulary)
+    return jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(np.float32), shapes)
+
+
+def write_workdir(folder, config, weights):
+    """A workdir as training leaves it: the evaluated weights are the newest moving average."""
+    params, frozen = weights
+    checkpoints = checkpoint.Checkpoints(folder / assembly.CHECKPOINTS, keep=2, every=1)
+    for step in (4, 8):
+        saved = {
+            "step": np.int32(step),
+            "params": jax.tree.map(lambda leaf: leaf + 1, params),
+            "frozen": frozen,
+            "optimizer": {},
+            "average": params if step == 8 else jax.tree.map(np.zeros_like, params),
+        }
+        checkpoints.save(step, saved, {})
+    checkpoints.close()
+    assembly.write_run(folder, config, assembly.load_cards(config))

@@ -21,6 +21,7 @@ STRIDES = {"res3": 8, "res4": 16, "res5": 32, "pixel8": 8, "pixel16": 16}  # of 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # of arithmetic; parameters are f32
 REMAT = {"none": False, "blocks": True}  # whether blocks and layers are computed twice, not kept
 MULTIPLE = 32  # of height and width of every image the network sees
+TEXT_PARTS = ("text_encoder", "prompt", "adapter", "adapter_norm")  # only `encode_text` uses them
 
 # Mean and standard deviation that images are normalised with, 0..255 RGB
 PIXELS = {
