@@ -64,7 +64,7 @@ def _agree(path: Path, manifest: dict) -> None:
         )
 
 
-def _parted(text: str | None) -> list[str] | None:
+def parted(text: str | None) -> list[str] | None:
     """The parts between semicolons; None where nothing was given."""
     return None if text is None else [part.strip() for part in text.split(";") if part.strip()]
 
@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
     add("--overlay", action=argparse.BooleanOptionalAction, default=True, help="draw pictures")
     add("--force", action="store_true", help="segment again what has been written before")
     options = parser.parse_args(argv)
-    classes, things = _parted(options.classes), _parted(options.things)
+    classes, things = parted(options.classes), parted(options.things)
     if things is not None and options.task != "panoptic":
         raise UserError("--things: only segments are of things or of stuff; add --task panoptic")
     images = find_images(options.input, without=options.output)

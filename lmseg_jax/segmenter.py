@@ -140,9 +140,12 @@ class Segmenter:
         Classes of several words have a row for each word.
 
         Raises:
-          UserError: see `raw`.
+          UserError: see `raw`; or the model reads no words.
         """
-        _, words = label_space.look_up(self.spaces, taxonomy, classes, head=self.model.head)
+        head = self.model.head
+        if head != "text":
+            raise UserError(f"this model has head {head!r}: its classes are numbers, without words")
+        _, words = label_space.look_up(self.spaces, taxonomy, classes, head=head)
         asked = self._asked(taxonomy, words)
         rows = np.asarray(asked.text["embeddings"][asked.dataset])
         return rows[: asked.columns[-1][-1] + 1]
@@ -267,23 +270,6 @@ class Segmenter:
             found,
             shares if scores else None,
         )
-
-    def embeddings(self, taxonomy: str) -> np.ndarray:
-        """What the model compares its queries with: f32 [K, D], a row a class, not normalised.
-
-        Args:
-          taxonomy: see `segment`; of a class with several words the first one counts.
-
-        Raises:
-          UserError: there is no such taxonomy, or the model reads no words.
-        """
-        head = self.model.head
-        if head != "text":
-            raise UserError(f"this model has head {head!r}: its classes are numbers, without words")
-        _, words = label_space.look_up(self.spaces, taxonomy, None, head=head)
-        asked = self._asked(taxonomy, words)
-        rows = [places[0] for places in asked.columns[:-1]]
-        return np.asarray(asked.text["embeddings"])[asked.dataset, rows]
 
     def _run(
         self, image: np.ndarray, valid: np.ndarray, asked: Asked
