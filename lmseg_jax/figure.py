@@ -40,9 +40,9 @@ def _embeddings(options: argparse.Namespace) -> None:
     charts.need_scikit_learn()
     model = load(options.checkpoint)
     asked = _asked(model, options.taxonomies)
-    names, vectors, members = charts.distinct(
-        [taxonomy.names for taxonomy in asked.values()], [model.embeddings(name) for name in asked]
-    )
+    named = [list(taxonomy.names) for taxonomy in asked.values()]
+    rows = [model.embeddings(classes=classes)[:-1] for classes in named]  # without background
+    names, vectors, members = charts.distinct(named, rows)
     charts.names_chart(
         names,
         charts.lay_out(vectors),

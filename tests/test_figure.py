@@ -22,8 +22,8 @@ class Model:
     def __init__(self):
         self.spaces = {name: label_space.of_card(load_card(name)) for name in WORLDS}
 
-    def embeddings(self, taxonomy):
-        return np.random.default_rng(0).normal(size=(len(load_card(taxonomy).taxonomy), 8))
+    def embeddings(self, *, classes):
+        return np.random.default_rng(0).normal(size=(len(classes) + 1, 8))
 
     def segment(self, image, *, taxonomy, task):
         known = load_card(taxonomy).taxonomy
