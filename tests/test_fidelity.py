@@ -25,6 +25,8 @@ DEFAULTS = {  # numbers of the paper, or of MaskFormer where it says nothing
     "matcher.focal": 20.0,
     "matcher.dice": 1.0,
     "model.adapter_norm": False,
+    "model.dtype": "float32",
+    "model.remat": "none",
     "model.decoder.dropout": 0.1,
     "model.decoder.feedforward": 2048,
     "model.decoder.heads": 8,
