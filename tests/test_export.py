@@ -85,7 +85,7 @@ def text_free(fixed):
     return lmseg_jax.load(fixed)
 
 
-def close(found, expected, tolerance=1e-4):
+def check_close(found, expected, tolerance=1e-4):
     for part, true in zip(found, expected, strict=True):
         assert part.shape == true.shape
         assert np.abs(part - true).max() <= tolerance * np.abs(true).max()
@@ -106,9 +106,9 @@ def test_an_export_holds_the_evaluated_weights_and_all_of_the_taxonomies(
 
 def test_an_export_answers_in_taxonomies_and_in_any_words(whole, source, image):
     model = lmseg_jax.load(whole)
-    close(model.raw(image, taxonomy=TRAINED[1]), source.raw(image, taxonomy=TRAINED[1]))
+    check_close(model.raw(image, taxonomy=TRAINED[1]), source.raw(image, taxonomy=TRAINED[1]))
     words = {"classes": ["zebra", "sofa, couch"]}
-    close([model.embeddings(**words)], [source.embeddings(**words)])
+    check_close([model.embeddings(**words)], [source.embeddings(**words)])
 
 
 def test_the_manifest_has_scores_versions_and_digests(whole):
@@ -132,16 +132,16 @@ def test_half_an_export_is_half_as_large_and_close(stored, source, image, tmp_pa
     assert kinds.pop(exported.TEXT) == np.float32 and set(kinds.values()) == {np.dtype("float16")}
     model = lmseg_jax.load(tmp_path)
     found, expected = (x.raw(image, taxonomy=TRAINED[0]) for x in (model, source))
-    close(found, expected, export.HALF_TOLERANCE)
+    check_close(found, expected, export.HALF_TOLERANCE)
     assert np.abs(found[0] - expected[0]).max() > 0
 
 
 def test_a_text_free_export_answers_for_the_names_it_has(text_free, fixed, source, image):
     names = source.taxonomies[TRAINED[0]].names
-    close(text_free.raw(image, taxonomy=TRAINED[0]), source.raw(image, taxonomy=TRAINED[0]))
-    close(text_free.raw(image, classes=names[::-1]), source.raw(image, classes=names[::-1]))
+    check_close(text_free.raw(image, taxonomy=TRAINED[0]), source.raw(image, taxonomy=TRAINED[0]))
+    check_close(text_free.raw(image, classes=names[::-1]), source.raw(image, classes=names[::-1]))
     union = "+".join(TRAINED)
-    close(text_free.raw(image, taxonomy=union), source.raw(image, taxonomy=union))
+    check_close(text_free.raw(image, taxonomy=union), source.raw(image, taxonomy=union))
     two = text_free.segment(image, names[1::-1], taxonomy=TRAINED[0])
     assert two.names == names[1::-1]
     stored = mapping.paths(loading.of_export(fixed).params)
@@ -172,7 +172,7 @@ def test_the_artefact_takes_any_batch_size_and_number_of_names(fixed, source):
         valid=np.ones(len(rows), bool),
     )
     expected = source.raw(images[2], classes=["zebra"])
-    close((answer["logits"][2], answer["masks"][2]), expected)
+    check_close((answer["logits"][2], answer["masks"][2]), expected)
 
 
 def test_the_program_in_the_docs_runs_without_flax_and_without_this_package(
