@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmseg_jax import assembly, flops, sharding, state
-from lmseg_jax.optimizer import make_optimizer
-from lmseg_jax.step import make_step, run_update
-from tests.tiny import batch, tiny_config, vocabulary
+from lmseg_jax import flops, sharding, state
+from lmseg_jax.step import run_update
+from tests.tiny import batch, begin, tiny_config, vocabulary
 
 UPDATES = 50
 BUCKET = batch(0, dataset=0, images=2, size=(32, 32))
@@ -74,15 +73,7 @@ def runs():
     def run(dtype):
         config = config_of(dtype)
         mesh = sharding.make_mesh(1, 1, multiple=2)
-        now, shardings = assembly.initial_state(config, mesh)
-        step = make_step(
-            config,
-            state.graph(config.model),
-            make_optimizer(config.optimizer),
-            vocabulary=vocabulary(),
-            mesh=mesh,
-            shardings=shardings,
-        )
+        step, now = begin(config, mesh)
         path = []
         for _ in range(UPDATES):
             now, metrics = run_update(step, now, [BUCKET], mesh=mesh, seed=0)

@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmseg_jax import assembly, sharding, state
+from lmseg_jax import sharding, state
 from lmseg_jax.optimizer import make_optimizer
 from lmseg_jax.step import gradient, make_step, run_update, sound
-from tests.tiny import batch, tiny_config, vocabulary
+from tests.tiny import batch, begin, tiny_config, vocabulary
 
 
 def make(devices):
@@ -14,15 +14,7 @@ def make(devices):
     config.model.temperature_learned = True
     config.optimizer.steps, config.optimizer.rate = 1000, 0.03
     mesh = sharding.make_mesh(devices, 1, multiple=2)
-    first, shardings = assembly.initial_state(config, mesh)
-    step = make_step(
-        config,
-        state.graph(config.model),
-        make_optimizer(config.optimizer),
-        vocabulary=vocabulary(),
-        mesh=mesh,
-        shardings=shardings,
-    )
+    step, first = begin(config, mesh)
     return step, first, mesh
 
 
@@ -54,15 +46,7 @@ def curve(data, fsdp):
     config.batching.batch = config.batching.multiple = 8
     config.model.decoder.layers, config.optimizer.rate = 1, 1e-3
     mesh = sharding.make_mesh(data, fsdp, multiple=8)
-    now, shardings = assembly.initial_state(config, mesh)
-    step = make_step(
-        config,
-        state.graph(config.model),
-        make_optimizer(config.optimizer),
-        vocabulary=vocabulary(),
-        mesh=mesh,
-        shardings=shardings,
-    )
+    step, now = begin(config, mesh)
     halves = [batch(seed, dataset=seed, images=4) for seed in (0, 1)]
     bucket = {key: np.concatenate([half[key] for half in halves]) for key in halves[0]}
     told = []

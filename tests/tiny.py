@@ -6,6 +6,8 @@ import numpy as np
 
 from configs import base
 from lmseg_jax import assembly, checkpoint, state, tokenizer
+from lmseg_jax.optimizer import make_optimizer
+from lmseg_jax.step import make_step
 
 NAMES = (("red disc", "sky", "dog"), ("dog", "water"))
 
@@ -28,6 +30,20 @@ def tiny_config():
     config.optimizer.steps = 4
     config.optimizer.backbone_rate = 1.0
     return config
+
+
+def begin(config, mesh):
+    """The programs of an update of a tiny model, and the state before the first one."""
+    first, shardings = assembly.initial_state(config, mesh)
+    step = make_step(
+        config,
+        state.graph(config.model),
+        make_optimizer(config.optimizer),
+        vocabulary=vocabulary(),
+        mesh=mesh,
+        shardings=shardings,
+    )
+    return step, first
 
 
 def vocabulary(names=NAMES):
