@@ -122,6 +122,7 @@ def get_config():
     config.evaluation.cross = False  # fill the worlds x taxonomies table at the end
     config.evaluation.baselines = False  # trivial baselines beside the model
     config.evaluation.flip = False  # average the label scores with those of the mirrored image
+    config.evaluation.scale = 1.0  # times the test size of every card
     config.evaluation.scales = ()  # and over these factors of the test size; () = only 1
     config.evaluation.pictures = 4  # images a dataset in panels.png; 0 = none
 

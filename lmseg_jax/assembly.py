@@ -103,11 +103,13 @@ def evaluation_sets(config: ConfigDict, cards: list[DatasetCard]) -> list[Evalua
     """One set for each card that is scored: `data.evaluate`, or all of training."""
     scored = config.data.evaluate or config.data.train
     split, limit = config.data.evaluate_split, config.data.evaluate_limit
-    return [
-        EvaluationSet(open_source(card, split, root=config.data.root, limit=limit), card, dataset)
-        for dataset, (name, card) in enumerate(zip(dataset_names(config), cards, strict=True))
-        if name in scored
-    ]
+    sets = []
+    for dataset, (name, card) in enumerate(zip(dataset_names(config), cards, strict=True)):
+        if name in scored:
+            source = open_source(card, split, root=config.data.root, limit=limit)
+            test = card.test.times(config.evaluation.scale)
+            sets.append(EvaluationSet(source, replace(card, test=test), dataset))
+    return sets
 
 
 class First:

@@ -92,7 +92,7 @@ OF_TEXT = {
 }
 
 GROUP = 8  # channels of a group of the backbone's GroupNorm
-LARGEST_SCALE = 4  # of the test size, in test-time augmentation: 16 times the memory
+LARGEST_SCALE = 4  # of the test size: 16 times the memory
 LONGEST_PROMPT = 64  # of 77 positions; start, end and eleven tokens of a name remain
 
 # The first divides the second.
@@ -171,9 +171,11 @@ def _ranges(values: Mapping[str, object]) -> None:
     depths = values.get("model.resnet.depths", (1,) * 4)
     if len(depths) != 4 or not all(isinstance(n, int) and n > 0 for n in depths):
         raise _wrong(values, "model.resnet.depths", "is not four numbers of blocks, of res2..res5")
-    scales = values.get("evaluation.scales", ())
-    if not all(isinstance(x, int | float) and 0 < x <= LARGEST_SCALE for x in scales):
-        raise _wrong(values, "evaluation.scales", f"has a factor outside 0 to {LARGEST_SCALE}")
+    for key in ("evaluation.scale", "evaluation.scales"):
+        scales = values.get(key, ())
+        scales = scales if isinstance(scales, tuple) else (scales,)
+        if not all(isinstance(x, int | float) and 0 < x <= LARGEST_SCALE for x in scales):
+            raise _wrong(values, key, f"has a factor outside 0 to {LARGEST_SCALE}")
     for key, divisor in (("model.width", 4), ("model.resnet.width", 2)):
         if key in values and values[key] % divisor:
             raise _wrong(values, key, f"is no multiple of {divisor}")

@@ -60,7 +60,8 @@ def main(argv: Sequence[str]) -> int:
         rows = [row for row in rows if not row.pretraining]
         print("--quick: rows that need a pre-training are left out")
     results = options.results or options.workdir / "results"
-    results.mkdir(parents=True, exist_ok=True)
+    for folder in (options.workdir, results):
+        folder.mkdir(parents=True, exist_ok=True)
     runs = [(seed, row) for seed in range(options.seeds or suite.seeds) for row in rows]
     costs = {row.name: cost(row, flags) for row in rows}
     missing = [

@@ -156,8 +156,7 @@ def prepare(sample: Sample, rule: TestRule, *, version: Version = PLAIN) -> Prep
     """
     image = transforms.test_resize(sample.image, rule)
     if version.scale != 1:
-        sides = (round(version.scale * side) for side in (rule.short_side, rule.max_side))
-        image = transforms.test_resize(image, TestRule(*sides))
+        image = transforms.test_resize(image, rule.times(version.scale))
     if version.flipped:
         image = image[:, ::-1]
     h, w = image.shape[:2]

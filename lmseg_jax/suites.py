@@ -76,6 +76,7 @@ QUICK = tuple(
 )
 
 BASELINES = ("multi_head", "manual", "single")
+_BASELINES_DRAWN = ("multi_head_drawn", "manual_drawn")
 
 _MARGINS = "+0.59, +0.28, +0.22 mIoU; +2.70, +3.87, +2.47 PQ (three budgets each)"
 _WORLDS = ("world_patterns", "world_colors", "world_coarse")
@@ -99,16 +100,32 @@ def _methods(config: str, cards: tuple[str, ...], *, lmseg: str) -> tuple[Row, .
     )
 
 
+def _as_drawn(*rows: Row) -> tuple[Row, ...]:
+    """The models of other rows, asked about images of the size that they were trained on."""
+    return tuple(
+        Row(
+            f"{row.name}_drawn",
+            f"{row.label}, images as drawn",
+            row.configs,
+            flags=("--config.evaluation.scale=0.75",),
+            of=row.name,
+        )
+        for row in rows
+    )
+
+
 def _worlds(changes: str) -> tuple[str, ...]:
     return (f"worlds:lmseg,{changes}",)
 
 
+_WORLD_METHODS = _methods("worlds", _WORLDS, lmseg="worlds:lmseg")
 _BEATS = Claim("LMSeg beats the better baseline", "lmseg", BASELINES, _MARGINS, words=True)
 
 SUITES = {
     "worlds": Suite(
         rows=(
-            *_methods("worlds", _WORLDS, lmseg="worlds:lmseg"),
+            *_WORLD_METHODS,
+            *_as_drawn(*_WORLD_METHODS[:3]),
             Row("no_guidance", "LMSeg without guidance", _worlds("no_guidance")),
             Row("text_visual", "LMSeg, text before visual", _worlds("text_visual")),
             Row("no_daa", "LMSeg without DAA", _worlds("no_daa")),
@@ -133,6 +150,7 @@ SUITES = {
         ),
         claims=(
             _BEATS,
+            Claim("the same, images as drawn", "lmseg_drawn", _BASELINES_DRAWN, words=True),
             Claim("guidance helps", "lmseg", ("no_guidance",), "+0.50 mIoU, +3.50 PQ", words=True),
             Claim("visual before text", "lmseg", ("text_visual",), words=True),
             Claim("DAA helps", "lmseg", ("no_daa",), "COCO-Stuff 40.53, without 39.21", words=True),

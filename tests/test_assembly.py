@@ -82,6 +82,13 @@ def test_a_whole_name_that_does_not_fit_names_the_class(config, tmp_path):
         assembly.vocabulary_of(config, cards)
 
 
+def test_the_test_size_of_every_card_is_scaled(config):
+    config.evaluation.scale = 0.75
+    for data in assembly.evaluation_sets(config, assembly.load_cards(config)):
+        assert data.test == data.card.test
+        assert data.test.short_side == 96  # 128 on the card
+
+
 def test_an_image_without_truth_is_all_void(config):
     data = assembly.evaluation_sets(config, assembly.load_cards(config))[0]
     sample = assembly.without_truth(data.source[0])

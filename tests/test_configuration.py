@@ -190,6 +190,7 @@ IMPOSSIBLE = [
     ("evaluation.every=0", "config.evaluation.every = 0: is below 1"),
     ("evaluation.scales=0.5,0", "evaluation.scales = (0.5, 0): has a factor outside 0 to 4"),
     ("evaluation.scales=8,", "has a factor outside 0 to 4"),
+    ("evaluation.scale=0", "evaluation.scale = 0.0: has a factor outside 0 to 4"),
     ("mesh.data=0", "config.mesh.data = 0: is neither -1 nor a number of devices"),
     ("mesh.data=4", "config.mesh.data = 4: mesh.data x mesh.fsdp devices do not divide"),
     ("mesh.fsdp=3", "config.mesh.fsdp = 3: mesh.data x mesh.fsdp devices do not divide"),

@@ -182,6 +182,12 @@ def test_no_result_gives_a_sentence_and_no_picture(tmp_path):
     assert not (tmp_path / "scores.png").exists()
 
 
+def test_tables_are_written_to_a_new_folder(tmp_path):
+    arguments = ["--suite", "worlds", "--tables", "--workdir", str(tmp_path / "new")]
+    assert experiments.main(arguments) == 0
+    assert "No run" in (tmp_path / "new" / "tables.md").read_text()
+
+
 def test_the_plot_is_a_picture(found, tmp_path):
     experiment_plots.scores(found, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").read_bytes()[:4] == b"\x89PNG"

@@ -59,6 +59,10 @@ class TestRule:
     short_side: int
     max_side: int
 
+    def times(self, scale: float) -> "TestRule":
+        """Both lengths times `scale`, rounded."""
+        return TestRule(round(scale * self.short_side), round(scale * self.max_side))
+
 
 def read_recipe(table: Table) -> Recipe:
     """Reads and checks [augmentation].
