@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 from lmseg_jax import matcher
 
 ALPHA, GAMMA = 0.25, 2  # focal loss (Lin et al., 2017), as in MaskFormer
-GROUP = 10  # targets of an image whose full-resolution masks live at a time
+GROUP = 5  # targets of an image whose full-resolution masks live at a time
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Targets:
     """What a bucket's images hold, as the losses need it.
@@ -33,11 +34,15 @@ class Targets:
     def real(self) -> Array:
         return self.classes >= 0
 
-    def masks(self, index: Array, *, stride: int = 1) -> tuple[Array, Array]:
-        """f32 targets `index` [B, n, h, w] and counted [B, h, w], nearest neighbour at `stride`."""
-        segments = self.segments[:, ::stride, ::stride]
-        masks = segments[:, None] == index[None, :, None, None]
-        return masks.astype(jnp.float32), self.counted[:, ::stride, ::stride].astype(jnp.float32)
+    def at_stride(self, stride: int) -> "Targets":
+        """The same at a lower resolution, by the nearest neighbour."""
+        segments, counted = (x[:, ::stride, ::stride] for x in (self.segments, self.counted))
+        return Targets(self.classes, segments, counted)
+
+    def masks(self, index: Array) -> tuple[Array, Array]:
+        """f32 targets `index` [B, n, H, W] and counted [B, H, W]."""
+        masks = self.segments[:, None] == index[None, :, None, None]
+        return masks.astype(jnp.float32), self.counted.astype(jnp.float32)
 
 
 def targets_of(bucket: dict[str, Array], *, unlabelled: str) -> Targets:
@@ -47,15 +52,32 @@ def targets_of(bucket: dict[str, Array], *, unlabelled: str) -> Targets:
     return Targets(bucket["classes"], segments, counted)
 
 
+@jax.custom_jvp
+def logistic(x: Array) -> tuple[Array, Array, Array]:
+    """sigmoid(x), softplus(x) and softplus(-x), of one exponential and one logarithm.
+
+    Their derivatives are p (1 - p), p and p - 1 of the same p, so a gradient needs no other.
+    """
+    power = jnp.exp(-jnp.abs(x))
+    rest = jnp.log1p(power)
+    p = jnp.where(x >= 0, 1, power) / (1 + power)
+    return p, jnp.maximum(x, 0) + rest, jnp.maximum(-x, 0) + rest
+
+
+@logistic.defjvp
+def _logistic_jvp(primals, tangents):
+    found = logistic(*primals)
+    (p, _, _), (dx,) = found, tangents
+    return found, (p * (1 - p) * dx, p * dx, (p - 1) * dx)
+
+
 def focal_terms(logits: Array) -> tuple[Array, Array]:
     """Focal loss of each pixel if its target were 1, and if it were 0.
 
     positive = alpha (1 - p)^gamma softplus(-x), negative = (1 - alpha) p^gamma softplus(x).
     """
-    p = jax.nn.sigmoid(logits)
-    positive = ALPHA * (1 - p) ** GAMMA * jax.nn.softplus(-logits)
-    negative = (1 - ALPHA) * p**GAMMA * jax.nn.softplus(logits)
-    return positive, negative
+    p, as_zero, as_one = logistic(logits)
+    return ALPHA * (1 - p) ** GAMMA * as_one, (1 - ALPHA) * p**GAMMA * as_zero
 
 
 def focal_loss(logits: Array, target: Array, counted: Array) -> Array:
@@ -91,7 +113,7 @@ def dice_loss(logits: Array, target: Array, counted: Array) -> Array:
 
     Source: LMSeg Eq. 3; V-Net (Milletari et al., 2016).
     """
-    inside = jax.nn.sigmoid(logits) * counted
+    inside = logistic(logits)[0] * counted
     target = target * counted
     overlap = 2 * jnp.sum(inside * target, axis=(-2, -1))
     total = jnp.sum(inside, axis=(-2, -1)) + jnp.sum(target, axis=(-2, -1))
@@ -108,7 +130,7 @@ def matching_cost(
     Args:
       logits: [B, Q, K].
       masks: [B, Q, h, w], logits.
-      targets: of the bucket, nearest neighbour at stride H / h.
+      targets: of the bucket; nearest neighbours at stride H / h are taken.
       weights: `classification`, `focal`, `dice`.
 
     Returns:
@@ -118,7 +140,7 @@ def matching_cost(
     """
     b, t = targets.classes.shape
     stride = targets.segments.shape[1] // masks.shape[2]
-    target, counted = targets.masks(jnp.arange(t), stride=stride)
+    target, counted = targets.at_stride(stride).masks(jnp.arange(t))
     truth = (target * counted[:, None]).reshape(b, t, -1)  # [B, T, P]
     pixels = counted.reshape(b, 1, -1)
     x = masks.reshape(b, masks.shape[1], -1)  # [B, Q, P]
@@ -132,7 +154,7 @@ def matching_cost(
     focal = focal + jnp.sum(negative * pixels, axis=-1)[..., None]
     focal = focal / jnp.maximum(jnp.sum(pixels, axis=-1), 1)[..., None]
 
-    inside = jax.nn.sigmoid(x) * pixels
+    inside = logistic(x)[0] * pixels
     overlap = 2 * jnp.einsum("bqp,btp->bqt", inside, truth, precision="highest")
     total = jnp.sum(inside, axis=-1)[..., None] + jnp.sum(truth, axis=-1)[:, None, :]
     dice = 1 - (overlap + 1) / (total + 1)
@@ -216,43 +238,83 @@ def upsample(x: Array, factor: int) -> Array:
     return x
 
 
-def full_mask_losses(masks: Array, targets: Targets) -> tuple[Array, Array]:
-    """Focal and dice loss of each target's mask, upsampled to the size of the targets.
+@jax.custom_vjp
+def mask_losses(
+    masks: Array, query: Array, targets: Targets, weights: dict[str, Array]
+) -> tuple[Array, dict[str, Array]]:
+    """Focal and dice losses of each image's targets, upsampled to the size of the targets.
 
-    GROUP targets of each image are upsampled at a time, forward and backward, and groups in which
-    no image has a target are skipped: memory goes with GROUP, work with the targets that there are.
+    The gradient is computed with the value, GROUP targets of each image in one layer at a time:
+    what a group has at full resolution is gone before the next one, and nothing is computed twice.
+    Groups in which no image has a target are skipped.
 
     Args:
-      masks: [B, T, h, w], logits of the query that has each target.
-      targets: of the bucket, [B, H, W].
+      masks: [L, B, Q, h, w], logits.
+      query: i32 [L, B, T], the query of each target; two real targets never share one.
+      targets: of the bucket, [B, H, W]; unused ones come last.
+      weights: of `focal` and `dice`, scalars.
 
     Returns:
-      [B, T] each; values of unused targets mean nothing.
+      The weighted sum over each image's targets [L, B], and its parts by the keys of `weights`,
+      [L, B], which are numbers to be shown: no gradient comes from them.
     """
-    b, t, h, w = masks.shape
+    return _mask_losses(masks, query, targets, weights)[0]
+
+
+def _mask_losses(masks: Array, query: Array, targets: Targets, weights: dict[str, Array]):
+    """What `mask_losses` returns, and the gradient of its sum over layers and images."""
+    layers, b, t = query.shape
     size = min(GROUP, t)
     count = -(-t // size)
-    masks = jnp.pad(masks, ((0, 0), (0, count * size - t), (0, 0), (0, 0)))
-    masks = jnp.moveaxis(masks.reshape(b, count, size, h, w), 1, 0)
-    most = jnp.max(jnp.sum(targets.real, axis=-1))  # unused targets come last
+    factor = targets.segments.shape[1] // masks.shape[3]
+    most = jnp.sum(targets.real, axis=-1)  # [B]
+    padded = jnp.pad(query, ((0, 0), (0, 0), (0, count * size - t)))
+    groups = jnp.moveaxis(padded.reshape(layers, b, count, size), 2, 1).reshape(-1, b, size)
 
-    @jax.checkpoint  # here too, or a skipped group would write zeros for all that a used one keeps
-    def used(first, masks):
-        target, counted = targets.masks(first + jnp.arange(size))
-        masks = upsample(masks, target.shape[2] // h)
-        counted = counted[:, None]
-        return focal_loss(masks, target, counted), dice_loss(masks, target, counted)
+    def used(layer, first, query):
+        chosen = jax.vmap(lambda mask, index: mask[index])(masks[layer], query)
+        index = first + jnp.arange(size)
+        target, counted = targets.masks(index)
+        real = index[None] < most[:, None]
 
-    def unused(first, masks):
-        return jnp.zeros((b, size)), jnp.zeros((b, size))
+        def loss(chosen):
+            large = upsample(chosen, factor)
+            parts = {
+                "focal": focal_loss(large, target, counted[:, None]),
+                "dice": dice_loss(large, target, counted[:, None]),
+            }
+            parts = {
+                key: weights[key] * jnp.sum(jnp.where(real, part, 0), axis=-1)
+                for key, part in parts.items()
+            }
+            return jnp.sum(sum(parts.values())), parts
 
-    @jax.checkpoint
+        gradient, parts = jax.grad(loss, has_aux=True)(chosen)
+        return parts, gradient
+
+    def unused(layer, first, query):
+        return dict.fromkeys(weights, jnp.zeros(b)), jnp.zeros((b, size, *masks.shape[3:]))
+
     def group(operands):
-        first, masks = operands
-        return jax.lax.cond(first < most, used, unused, first, masks)
+        return jax.lax.cond(operands[1] < jnp.max(most), used, unused, *operands)
 
-    found = jax.lax.map(group, (size * jnp.arange(count), masks))  # [count, B, size]
-    return tuple(jnp.moveaxis(x, 0, 1).reshape(b, -1)[:, :t] for x in found)
+    layer, first = (x.ravel() for x in np.indices((layers, count)))
+    parts, gradient = jax.lax.map(group, (layer, size * first, groups))
+    parts = {key: jnp.sum(part.reshape(layers, count, b), axis=1) for key, part in parts.items()}
+
+    def place(query, gradient):
+        return jnp.zeros(masks.shape[2:]).at[query].add(gradient)
+
+    gradient = jnp.moveaxis(gradient.reshape(layers, count, b, size, *masks.shape[3:]), 1, 2)
+    gradient = gradient.reshape(layers, b, -1, *masks.shape[3:])
+    return (sum(parts.values()), parts), jax.vmap(jax.vmap(place))(padded, gradient)
+
+
+def _scaled(gradient: Array, cotangents):
+    return gradient * cotangents[0][..., None, None, None], None, None, None
+
+
+mask_losses.defvjp(_mask_losses, _scaled)
 
 
 def total_loss(
@@ -267,8 +329,7 @@ def total_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """A bucket's share of the update's loss, summed over decoder layers.
 
-    Matching runs first, without gradient and in one callback for all layers; then the losses of
-    one layer live at a time.
+    Matching runs first, without gradient and in one callback for all layers.
 
     Args:
       predictions: logits [L, B, Q, K], masks [L, B, Q, h, w].
@@ -297,34 +358,22 @@ def total_loss(
     query = matcher.assign(cost, count, where=matching.where, mesh=mesh)
     wrong = ~jnp.isfinite(cost) & targets.real[None, :, None, :]
 
-    target, counted = targets.masks(
-        jnp.arange(targets.classes.shape[1]), stride=targets.segments.shape[1] // masks.shape[3]
-    )  # at the resolution of the masks
+    if loss.resolution == "quarter":
+        targets = targets.at_stride(targets.segments.shape[1] // masks.shape[3])
+    shares = {key: loss[key] / denominators["masks"] for key in ("focal", "dice")}
     names = valid[bucket["dataset"]]
 
-    @jax.checkpoint
-    def layer_loss(layer):
-        logits, masks, query = layer
-        chosen = jax.vmap(lambda mask, index: mask[index])(masks, query)  # [B, T, h, w]
-        if loss.resolution == "full":
-            focal, dice = full_mask_losses(chosen, targets)
-        else:
-            focal = focal_loss(chosen, target, counted[:, None])
-            dice = dice_loss(chosen, target, counted[:, None])
-        focal, dice = (jnp.sum(jnp.where(targets.real, x, 0), axis=-1) for x in (focal, dice))
-        classification = contrastive_loss(
+    outlines, parts = mask_losses(masks, query, targets, shares)
+    classification = jax.vmap(
+        lambda logits, query: contrastive_loss(
             logits, query, targets.classes, valid=names, no_object=loss.no_object
         )
-        return {
-            "classification": loss.classification * classification / denominators["weights"],
-            "focal": loss.focal * focal / denominators["masks"],
-            "dice": loss.dice * dice / denominators["masks"],
-        }
-
-    layers = jax.lax.map(layer_loss, (logits, masks, query))  # each [L, B]
-    parts = {key: jnp.sum(value) for key, value in layers.items()}
-    total = sum(parts.values())
-    whole = sum(layers.values())
+    )(logits, query)
+    classification *= loss.classification / denominators["weights"]
+    whole = classification + outlines  # [L, B]
+    total = jnp.sum(whole)
+    parts |= {"classification": classification}
+    parts = {key: jnp.sum(value) for key, value in parts.items()}
     mine = bucket["dataset"][:, None] == jnp.arange(len(valid))[None]  # [B, M]
     background = jnp.sum(names, axis=-1)[:, None] - 1
     return total, parts | {

@@ -1,3 +1,5 @@
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,19 +102,27 @@ def test_an_update_without_targets_divides_by_one():
     assert float(losses.denominators(jnp.full((2, 3), -1), queries=5, no_object=0.1)["masks"]) == 1
 
 
-def total(found, bucket, **changes):
+@cache
+def program(**changes):
+    """The loss with its parts, compiled once for each config."""
     config = tiny_config()
     config.loss.update(changes)
-    bucket = jax.tree.map(jnp.asarray, bucket)
-    share = losses.denominators(bucket["classes"], queries=6, no_object=0.1)
-    return losses.total_loss(
-        found,
-        bucket,
-        share,
-        valid=jnp.ones((2, 4), bool),
-        loss=config.loss,
-        matching=config.matcher,
-    )
+
+    def loss(found, bucket):
+        return losses.total_loss(
+            found,
+            bucket,
+            losses.denominators(bucket["classes"], queries=6, no_object=0.1),
+            valid=jnp.ones((2, 4), bool),
+            loss=config.loss,
+            matching=config.matcher,
+        )
+
+    return jax.jit(loss)
+
+
+def total(found, bucket, **changes):
+    return program(**changes)(found, bucket)
 
 
 @pytest.fixture(scope="module")
@@ -221,21 +231,28 @@ def test_a_mask_loss_does_not_depend_on_its_group(group, monkeypatch):
     bucket = batch(0, dataset=0, size=(32, 32), targets=7)
     bucket["classes"][1, :5] = 0  # one image has two targets, the other five
     targets = losses.targets_of(jax.tree.map(jnp.asarray, bucket), unlabelled="excluded")
-    masks = jnp.asarray(rng.normal(size=(2, 7, 8, 8)), jnp.float32)
-    given = jnp.asarray(rng.random((2, 2, 7)), jnp.float32) * targets.real[None]
+    masks = jnp.asarray(rng.normal(size=(2, 9, 8, 8)), jnp.float32)
+    query = jnp.asarray([rng.permutation(9)[:7] for _ in range(2)])
+    given = jnp.asarray(rng.random(2), jnp.float32)
+    weights = {"focal": jnp.float32(20), "dice": jnp.float32(0.5)}
 
     def plain(masks):
-        large = jax.image.resize(masks, (2, 7, 32, 32), "bilinear")
+        chosen = jnp.take_along_axis(masks, query[..., None, None], axis=1)
+        large = jax.image.resize(chosen, (2, 7, 32, 32), "bilinear")
         truth = (targets.segments[:, None] == jnp.arange(7)[None, :, None, None]) * 1.0
         counted = targets.counted[:, None] * 1.0
-        parts = losses.focal_loss(large, truth, counted), losses.dice_loss(large, truth, counted)
-        return jnp.sum(jnp.stack(parts) * given)
+        focal, dice = (f(large, truth, counted) for f in (losses.focal_loss, losses.dice_loss))
+        focal, dice = (jnp.sum(x * targets.real, axis=-1) for x in (20 * focal, 0.5 * dice))
+        return jnp.sum((focal + dice) * given), {"focal": focal, "dice": dice}
 
     def grouped(masks):
-        return jnp.sum(jnp.stack(losses.full_mask_losses(masks, targets)) * given)
+        loss, parts = losses.mask_losses(
+            jnp.stack([masks, -masks]), jnp.stack([query, query]), targets, weights
+        )
+        return jnp.sum(loss[0] * given), {key: part[0] for key, part in parts.items()}
 
-    expected, found = (jax.jit(jax.value_and_grad(f))(masks) for f in (plain, grouped))
-    for a, b in zip(expected, found, strict=True):
+    both = [jax.jit(jax.value_and_grad(f, has_aux=True))(masks) for f in (plain, grouped)]
+    for a, b in zip(*map(jax.tree.leaves, both), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(a).max())
 
 
