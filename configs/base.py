@@ -84,6 +84,8 @@ def get_config():
     config.pretrained = ConfigDict()
     config.pretrained.image = "openai/rn50"  # "" = random | "worlds-clip" | a name or path
     config.pretrained.text = "openai/rn50"  # the text tower is always frozen
+    # fine-tuning: a whole model to begin from in place of `image`, whatever lmseg_jax.load takes
+    config.pretrained.model = ""  # docs/finetuning.md
 
     config.loss = ConfigDict()
     config.loss.classification = 1.0  # weight of the contrastive loss, Eq. 2

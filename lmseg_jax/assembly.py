@@ -156,7 +156,11 @@ def worlds_by_taxonomies(
 
 
 def initial_state(
-    config: ConfigDict, mesh: Mesh, *, vocabulary: state.Vocabulary | None = None
+    config: ConfigDict,
+    mesh: Mesh,
+    *,
+    vocabulary: state.Vocabulary | None = None,
+    begun: tuple[dict, dict] = ({}, {}),
 ) -> tuple[state.TrainState, state.TrainState]:
     """The state before the first update, sharded, with pretrained weights where asked for.
 
@@ -164,6 +168,8 @@ def initial_state(
       config: of the run.
       mesh: over which the state is split.
       vocabulary: of all datasets; heads other than "text" need it.
+      begun: weights that `params` and `frozen` begin with, any branches of them; those of
+        `pretrained.model`, from `finetuning.begin`.
 
     Returns:
       The state and its shardings.
@@ -182,18 +188,16 @@ def initial_state(
 
     params, frozen = jax.eval_shape(create)
     shardings = sharding.state_shardings(jax.eval_shape(begin, params, frozen), mesh)
-    loaded = pretrained(config, params, frozen)
+    known = tuple(dict(half) for half in begun)
+    for part, halves in pretrained(config, params, frozen).items():
+        for half, tree in zip(known, halves, strict=True):
+            half |= {part: tree} if tree else {}
 
     def random():
-        # parts that are loaded are never drawn: nothing of them is left in the compiled program
-        return tuple(
-            {part: tree for part, tree in half.items() if part not in loaded} for half in create()
-        )
+        # what is known is never drawn: nothing of it is left in the compiled program
+        return tuple(map(state.remaining, create(), known))
 
-    params, frozen = jax.jit(random)()
-    for part, (trained, constant) in loaded.items():
-        params |= {part: trained} if trained else {}
-        frozen |= {part: constant} if constant else {}
+    params, frozen = map(state.join, jax.jit(random)(), known)
     placed = jax.device_put((params, frozen), (shardings.params, shardings.frozen))
     return jax.jit(begin, out_shardings=shardings)(*placed), shardings
 

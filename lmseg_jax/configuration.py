@@ -44,6 +44,7 @@ BEFORE = {
     "model.decoder.project": True,
     "model.decoder.norm_between": False,
     "model.text.template": "{name}",
+    "pretrained.model": "",
 }
 
 

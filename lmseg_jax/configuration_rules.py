@@ -215,6 +215,13 @@ def _together(values: Mapping[str, object]) -> None:
         raise _wrong(
             values, "pretrained.image", 'has BatchNorm; config.model.resnet.norm must be "frozen"'
         )
+    if values["pretrained.model"] and values["pretrained.image"]:
+        raise UserError(
+            f"config.pretrained.model = {values['pretrained.model']!r} has an image encoder of its"
+            f" own beside config.pretrained.image = {values['pretrained.image']!r}; set"
+            " --config.pretrained.image= to begin from the whole model, or"
+            " --config.pretrained.model= to take the encoder alone"
+        )
     if norm == "group" and width % GROUP:
         raise _wrong(values, "model.resnet.width", f"is no multiple of {GROUP}, a norm's group")
     train, weights = values["data.train"], values["batching.weights"]
@@ -244,7 +251,8 @@ def _together(values: Mapping[str, object]) -> None:
     if values["model.queries"] < values["data.max_targets"]:
         targets = values["data.max_targets"]
         raise _wrong(values, "model.queries", f"is below config.data.max_targets = {targets}")
-    if values["model.resnet.norm"] == "frozen" and not values["pretrained.image"]:
+    start = values["pretrained.image"] or values["pretrained.model"]
+    if values["model.resnet.norm"] == "frozen" and not start:
         raise UserError(
             "config.model.resnet.norm = 'frozen': frozen norms need weights;"
             " set --config.pretrained.image=... or --config.model.resnet.norm=group"

@@ -151,6 +151,15 @@ def split_like(trees: tuple[dict, dict], values: dict) -> tuple[dict, dict]:
     return pick(trees[0], values), pick(trees[1], values)
 
 
+def remaining(tree: dict, known: dict) -> dict:
+    """A nested dict without the leaves that another one has; all branches stay."""
+    return {
+        key: remaining(value, known.get(key, {})) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if isinstance(value, dict) or key not in known
+    }
+
+
 def count(tree: Any) -> int:
     """Number of values in a tree of arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

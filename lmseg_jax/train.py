@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lmseg_jax import assembly, logs, sharding, state
+from lmseg_jax import assembly, finetuning, logs, sharding, state
 from lmseg_jax.checkpoint import Checkpoints
 from lmseg_jax.datasets.card import DatasetCard
 from lmseg_jax.errors import UserError
@@ -77,10 +77,16 @@ def run(config: ConfigDict, workdir: Path) -> int:
         saved = checkpoints.read_run(newest)
         assembly.refuse_other(saved["fingerprint"], run_facts["fingerprint"], workdir)
 
-    # ---- model and optimizer
-    train_state, shardings = assembly.initial_state(config, mesh, vocabulary=vocabulary)
-    if newest is not None:
-        train_state = checkpoints.restore(newest, assembly.abstract(train_state, shardings))
+    # ---- model and optimizer; pretrained weights are only read before the first update
+    origin = []
+    if newest is None:
+        begun, origin = finetuning.begin(config, cards, vocabulary=vocabulary)
+        train_state, shardings = assembly.initial_state(
+            config, mesh, vocabulary=vocabulary, begun=begun
+        )
+    else:
+        abstract, shardings = assembly.abstract_state(config, mesh, vocabulary=vocabulary)
+        train_state = checkpoints.restore(newest, abstract)
     graphdef = state.graph(config.model, vocabulary)
     optimizer = make_optimizer(config.optimizer)
     rate = schedule(config.optimizer)
@@ -97,7 +103,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     if main:
         assembly.write_run(workdir, config, cards)
         told = describe(train_state, cards, feeds=feeds, plan=plan, mesh=mesh, first=first)
-        print(told, flush=True)
+        print("\n".join([told, *origin]), flush=True)
     progress = logs.Progress(last, images=config.batching.batch, start=first)
     stop = asked_to_stop()
     halt = functools.partial(refuse, loader=loader, checkpoints=checkpoints, run_facts=run_facts)

@@ -32,6 +32,7 @@ LONG = (
     "test_endurance.py",
     "test_step.py",
     "test_bench_step.py",
+    "test_finetuning.py",
     "test_own_data.py",
     "test_main.py",
 )

@@ -23,6 +23,7 @@ PAGES = sorted(
 RUN = ("lmseg data list",)
 # What stands for a name of the reader's, and the config that a page tells the reader to write.
 PLACES = {"CONFIG": "demo", "try.py:roads.toml,world_colors": "demo"}
+PLACES |= {"finetune:weights/maskformer,mine.toml": "finetune:worlds,mine.toml"}
 STARTS = ("python ", "lmseg ", "make ", "launch/", "sbatch ", "git ", "cd ", "pip ")
 
 

@@ -24,7 +24,7 @@ LAYERS = {
         "assembly baselines checkpoint contact_sheet flops label_space logs losses metrics"
         " optimizer postprocess programs report scoring segmentation sharding state step visualize"
         " charts comparison taxonomy_report"
-        " pipeline models pretrained exported loading prediction_files stablehlo"
+        " pipeline models pretrained exported finetuning loading prediction_files stablehlo"
     ),
     "pieces": "matcher tokenizer configuration configuration_rules datasets",
     "ground": "taxonomy errors",
