@@ -225,6 +225,8 @@ def upsample(x: Array, factor: int) -> Array:
     Returns:
       [..., factor h, factor w].
     """
+    if factor == 1:
+        return x
     place = (np.arange(factor) + 0.5) / factor - 0.5  # in the old pixel, from its centre
     weights = np.float32([np.maximum(-place, 0), 1 - np.abs(place), np.maximum(place, 0)])
     for _ in range(2):  # each time along the last axis
@@ -264,9 +266,9 @@ def mask_losses(
 def _mask_losses(masks: Array, query: Array, targets: Targets, weights: dict[str, Array]):
     """What `mask_losses` returns, and the gradient of its sum over layers and images."""
     layers, b, t = query.shape
-    size = min(GROUP, t)
-    count = -(-t // size)
     factor = targets.segments.shape[1] // masks.shape[3]
+    size = min(GROUP, t) if factor > 1 else t  # at the masks' own resolution all fit at a time
+    count = -(-t // size)
     most = jnp.sum(targets.real, axis=-1)  # [B]
     padded = jnp.pad(query, ((0, 0), (0, 0), (0, count * size - t)))
     groups = jnp.moveaxis(padded.reshape(layers, b, count, size), 2, 1).reshape(-1, b, size)

@@ -212,7 +212,7 @@ def test_parts_add_up_and_nonfinite_costs_are_counted(bucket):
     assert float(total(broken, bucket)[1]["nonfinite"]) == 2  # one query, two real targets
 
 
-@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("factor", [1, 2, 4])
 def test_upsampling_interpolates_at_pixel_centres(factor):
     x = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
 
