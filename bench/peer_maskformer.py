@@ -28,6 +28,8 @@ DIFFERENCES = (
     "are supervised, too",
     "peer: batch norms are live (statistics of the batch) and trained; ours are constants",
     "peer: has a list of the masks that there are; ours computes --slots of them",
+    "ours: sets glibc's malloc as its programs do (heap.keep_freed_memory); with --heap-of-both the "
+    "peer does, too",
     "ours: clips the norm of the gradient",
     "both: ResNet-50, FPN, dropout 0.1 at the same places, random weights, AdamW, f32, matching on "
     "the host at the resolution of the predictions, loss at that of the image",
@@ -44,6 +46,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=9, help="alternating runs")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
     parser.add_argument("--ours-python", default=sys.executable, help="has lmseg_jax's libraries")
+    parser.add_argument("--heap-of-both", action="store_true", help="the peer's malloc as ours")
     parser.add_argument("--tiny", action="store_true", help="small models: only shows that it runs")
     parser.add_argument("--json", default="", metavar="FILE")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -62,7 +65,7 @@ def compare(options: argparse.Namespace) -> dict:
     flags = []
     for name in ("size", "batch", "targets", "slots", "threads"):
         flags += [f"--{name}", str(getattr(options, name))]
-    flags += ["--tiny"] * options.tiny
+    flags += ["--tiny"] * options.tiny + ["--heap-of-both"] * options.heap_of_both
     # a waiting process must not spin on the cores of the other
     environment = os.environ | {
         "OMP_WAIT_POLICY": "passive",
@@ -94,6 +97,7 @@ def compare(options: argparse.Namespace) -> dict:
         "targets": options.targets,
         "runs": options.runs,
         "threads": options.threads,
+        "heap_of_both": options.heap_of_both,
         "tiny": options.tiny,
         "about": about,
         "times_s": times,
@@ -138,6 +142,9 @@ def serve(options: argparse.Namespace) -> int:
 
 def ours(options: argparse.Namespace):
     """An update of lmseg_jax with a linear head, no category guidance and an ImageNet R50."""
+    from lmseg_jax import heap
+
+    heap.keep_freed_memory()
     import jax
 
     from lmseg_jax import bench_step
@@ -154,7 +161,7 @@ def ours(options: argparse.Namespace):
 
     def run():
         seconds = update.run()
-        return update.metrics["loss"], seconds
+        return update.loss, seconds
 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(update.state.params))
     return {"jax": jax.__version__, "parameters": parameters, "gflop": update.gflop}, run
@@ -162,6 +169,10 @@ def ours(options: argparse.Namespace):
 
 def peer(options: argparse.Namespace):
     """An update of Hugging Face's MaskFormer with the same sizes."""
+    if options.heap_of_both:
+        from lmseg_jax import heap
+
+        heap.keep_freed_memory()
     import numpy as np
     import torch
     import transformers

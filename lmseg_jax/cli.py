@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import lmseg_jax
+from lmseg_jax import heap
 from lmseg_jax.errors import UserError
 
 COMMANDS = {
@@ -87,6 +88,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if argv[0] not in COMMANDS:
         raise UserError(f"lmseg {argv[0]}: no such command; there are: {', '.join(COMMANDS)}")
+    heap.keep_freed_memory()
     module = importlib.import_module(COMMANDS[argv[0]][0])
     return module.main([argument for argument in argv[1:] if argument != DEBUG]) or 0
 

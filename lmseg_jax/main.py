@@ -3,16 +3,14 @@
 python -m lmseg_jax.main --config configs/demo.py --workdir runs/demo [--config.key=value] [--debug]
 """
 
-import ctypes
 import importlib
 import os
-import platform
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lmseg_jax import configuration
+from lmseg_jax import configuration, heap
 from lmseg_jax.cli import guarded
 from lmseg_jax.configuration import Options
 
@@ -42,26 +40,13 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def keep_freed_memory() -> None:
-    """Tells glibc not to give memory back to the system whenever a computation ends.
-
-    XLA's CPU programs take their buffers anew in each call. Page faults took a fifth of the time of
-    an update of the demo; memory in use at the peak is the same.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of mallopt(3)
-        library = ctypes.CDLL(None)
-        library.mallopt(trim_threshold, 2**31 - 1)
-        library.mallopt(mmap_threshold, 2**25)  # the largest that it accepts
-
-
 def start(options: Options) -> None:
     """Sets JAX up: processes, simulated CPU devices, compilation cache. No device is touched yet.
 
     One of several processes keeps its CPU whole: queued programs on more devices can deadlock.
     Where there is an accelerator the CPU's devices are made, too, but not used.
     """
-    keep_freed_memory()
+    heap.keep_freed_memory()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when the runtime is loaded
     import jax
 

@@ -27,7 +27,7 @@ LAYERS = {
         " pipeline models pretrained exported finetuning loading prediction_files stablehlo"
     ),
     "pieces": "matcher tokenizer configuration configuration_rules datasets",
-    "ground": "taxonomy errors",
+    "ground": "taxonomy errors heap",
 }
 HEIGHT = {
     name: height for height, names in enumerate(reversed(LAYERS.values())) for name in names.split()
