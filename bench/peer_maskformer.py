@@ -28,8 +28,8 @@ DIFFERENCES = (
     "are supervised, too",
     "peer: batch norms are live (statistics of the batch) and trained; ours are constants",
     "peer: has a list of the masks that there are; ours computes --slots of them",
-    "ours: sets glibc's malloc as its programs do (heap.keep_freed_memory); with --heap-of-both the "
-    "peer does, too",
+    "ours: sets glibc's malloc as its programs do (heap.keep_freed_memory); with --heap-of-both "
+    "the peer does, too",
     "ours: clips the norm of the gradient",
     "both: ResNet-50, FPN, dropout 0.1 at the same places, random weights, AdamW, f32, matching on "
     "the host at the resolution of the predictions, loss at that of the image",
