@@ -1,5 +1,6 @@
 """Seconds of the parts of an update, each compiled by itself."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 
 from lmseg_jax import losses, matcher
 from lmseg_jax.state import TrainState, merge
+from lmseg_jax.step import compiler_options
 
 # Parameters that each part has gradients of.
 PARTS = {
@@ -125,32 +127,33 @@ def measure(
     backbone, fpn, decoder, reader = (
         part_of(PARTS[name]) for name in ("backbone", "fpn", "decoder", "text")
     )
+    clock = functools.partial(timed, runs=runs, options=compiler_options(mesh))
     found = {}
-    found["backbone forward"], levels = timed(see, whole, backbone, images, runs=runs)
-    found["backbone"], _ = timed(see_both_ways, whole, backbone, images, runs=runs)
-    _, pixels = timed(pyramid, whole, fpn, levels, runs=0)
-    found["fpn"], _ = timed(both_ways(pyramid), whole, fpn, levels, runs=runs)
+    found["backbone forward"], levels = clock(see, whole, backbone, images)
+    found["backbone"], _ = clock(see_both_ways, whole, backbone, images)
+    _, pixels = clock(pyramid, whole, fpn, levels, runs=0)
+    found["fpn"], _ = clock(both_ways(pyramid), whole, fpn, levels)
     reads = config.model.head == "text"
-    forward, text = timed(names, whole, reader, runs=runs if reads else 0)
+    forward, text = clock(names, whole, reader, runs=runs if reads else 0)
     features = {"levels": levels | pixels, "text": text}
-    _, predictions = timed(decode, whole, decoder, features, runs=0)
-    found["decoder"], _ = timed(both_ways(decode), whole, decoder, features, runs=runs)
+    _, predictions = clock(decode, whole, decoder, features, runs=0)
+    found["decoder"], _ = clock(both_ways(decode), whole, decoder, features)
     if reads:
-        found["text"] = forward + timed(both_ways(names), whole, reader, runs=runs)[0]
-    found["matching"], _ = timed(match, predictions, bucket, runs=runs)
-    both, _ = timed(jax.value_and_grad(lose), predictions, bucket, runs=runs)
+        found["text"] = forward + clock(both_ways(names), whole, reader)[0]
+    found["matching"], _ = clock(match, predictions, bucket)
+    both, _ = clock(jax.value_and_grad(lose), predictions, bucket)
     found["loss"] = max(0.0, both - found["matching"])
     memory = state.optimizer
-    found["optimizer"], _ = timed(change, state.params, memory, state.params, runs=runs)
+    found["optimizer"], _ = clock(change, state.params, memory, state.params)
     return found
 
 
-def timed(function: Callable, *arguments, runs: int) -> tuple[float, Any]:
-    """Median seconds of a compiled call (0 without runs), and its result.
+def timed(function: Callable, *arguments, runs: int, options: dict | None) -> tuple[float, Any]:
+    """Median seconds of a call compiled with `options` (0 without runs), and its result.
 
     One call before is not timed. Nothing is donated, so results are written to new memory.
     """
-    program = jax.jit(function)
+    program = jax.jit(function, compiler_options=options)
     result = jax.block_until_ready(program(*arguments))
     found = []
     for _ in range(runs):

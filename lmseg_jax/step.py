@@ -19,9 +19,15 @@ from ml_collections import ConfigDict
 from lmseg_jax import losses, sharding
 from lmseg_jax.state import TrainState, merge, project
 
-# XLA's CPU compiler removes the barriers around what is computed again before it merges equal
-# computations, and so keeps everything after all
+# XLA's CPU compiler removes barriers before it merges equal computations and fuses their parts. So
+# it would keep what `remat` computes again, and compute again what `layers` has finished.
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """For programs that compute gradients on the devices of a mesh."""
+    return KEEP_BARRIERS if mesh.devices.flat[0].platform == "cpu" else None
+
 
 LOSSES = ("loss", "classification", "focal", "dice", "final")
 COUNTS = ("matched", "no_object", "nonfinite")
@@ -152,14 +158,15 @@ def make_step(
         "text": everywhere,
         "parts": dict.fromkeys(parts, everywhere),
     }
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    options = KEEP_BARRIERS if config.model.remat != "none" and on_cpu else None
     return Step(
         denominators=jax.jit(denominators, out_shardings=everywhere),
         encode_text=jax.jit(text_of, out_shardings=everywhere),
         zeros=jax.jit(zeros, out_shardings=sums),
         add_gradients=jax.jit(
-            add_gradients, donate_argnums=5, out_shardings=sums, compiler_options=options
+            add_gradients,
+            donate_argnums=5,
+            out_shardings=sums,
+            compiler_options=compiler_options(mesh),
         ),
         update=jax.jit(update, donate_argnums=0, out_shardings=(shardings, everywhere)),
     )

@@ -1,6 +1,5 @@
 """Parts that several modules share: convolution, attention, positions, dropout, MLP, resizing."""
 
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,46 @@ def as_input(arrays: tuple[Array | None, ...], *, dtype=None) -> tuple[Array | N
     return tuple(None if x is None else jnp.asarray(x, dtype) for x in arrays)
 
 
-# computes in the dtype of its input, so that dtype is chosen where images and words come in
-Linear = functools.partial(nnx.Linear, promote_dtype=as_input)
+def _finished(*arrays: Array) -> tuple[Array, ...]:
+    """The arrays, on a CPU only when all of each has been computed.
+
+    XLA's CPU compiler would otherwise compute them again in every transposed or shifted copy that a
+    matrix product reads.
+    """
+    return jax.lax.platform_dependent(
+        *arrays, cpu=lambda *x: jax.lax.optimization_barrier(x), default=lambda *x: x
+    )
+
+
+@jax.custom_vjp
+def _product(x: Array, kernel: Array) -> Array:
+    return x @ kernel
+
+
+def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    x, g = _finished(x, g)
+    # no reshape to a matrix: it would gather images from other devices
+    leading = tuple(range(x.ndim - 1))
+    return g @ kernel.T, jnp.tensordot(x, g, axes=(leading, leading))
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+class Linear(nnx.Linear):
+    """Linear layer in the dtype of its input: dtype is chosen where images and words come in."""
+
+    def __call__(self, x: Array) -> Array:
+        """[..., inputs] -> [..., outputs]."""
+        y = _product(x, self.kernel[...].astype(x.dtype))
+        if self.bias is None:
+            return y
+        return y + self.bias[...].astype(x.dtype).reshape(*[1] * (y.ndim - 1), -1)
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -157,6 +194,7 @@ def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, 
 
 def _backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
+    x, g = _finished(x, g)
     (dx,) = jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](g)
 
     def by_convolution(x, g):

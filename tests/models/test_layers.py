@@ -7,6 +7,7 @@ from flax import nnx
 from lmseg_jax.models.layers import (
     Attention,
     Conv3x3,
+    Linear,
     dropout,
     nearest_upsample,
     sine_positions,
@@ -71,6 +72,23 @@ def test_nearest_upsampling_takes_the_floor():
     x = jnp.arange(3.0).reshape(1, 1, 3, 1)
     np.testing.assert_array_equal(nearest_upsample(x, 1, 5)[0, 0, :, 0], [0, 0, 1, 1, 2])
     np.testing.assert_array_equal(nearest_upsample(x, 2, 6)[0, 1, :, 0], [0, 0, 1, 1, 2, 2])
+
+
+def test_a_linear_layer_and_its_gradients_are_matrix_products():
+    layer = Linear(3, 4, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    x, weights = (rng.normal(size=(2, 5, n)).astype(np.float32) for n in (3, 4))
+    kernel, bias = rng.normal(size=(3, 4)).astype(np.float32), np.arange(4, dtype=np.float32)
+
+    def loss(x, kernel, bias):
+        model = nnx.merge(nnx.graphdef(layer), {"kernel": kernel, "bias": bias})
+        return jnp.sum(model(x) * weights), model(x)
+
+    (_, output), found = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(x, kernel, bias)
+    np.testing.assert_allclose(output, np.einsum("bni,io->bno", x, kernel) + bias, atol=1e-5)
+    np.testing.assert_allclose(found[0], np.einsum("bno,io->bni", weights, kernel), atol=1e-5)
+    np.testing.assert_allclose(found[1], np.einsum("bni,bno->io", x, weights), atol=1e-5)
+    np.testing.assert_allclose(found[2], weights.sum((0, 1)), atol=1e-5)
 
 
 @pytest.mark.parametrize(("stride", "size"), [(1, (4, 5)), (2, (6, 7)), (2, (5, 4))])
