@@ -1,6 +1,5 @@
 """Parts that several modules share: convolution, attention, positions, dropout, MLP, resizing."""
 
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
