@@ -8,7 +8,7 @@ def keep_freed_memory() -> None:
     """Tells glibc not to give memory back to the system whenever a computation ends.
 
     XLA's CPU programs take their buffers anew in each call, and touching fresh pages took a quarter
-    of the time of an update of the paper's model (docs/scale.md). From here on all buffers come
+    of the time of an update of the paper's model (docs/speed.md). From here on all buffers come
     from one heap, whatever their size; the peak is no higher. Other C libraries are left alone.
     """
     if platform.libc_ver()[0] == "glibc":
