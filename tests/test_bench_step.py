@@ -1,6 +1,9 @@
 """An update of a tiny model is measured; nothing is said about how long it takes."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -139,6 +142,18 @@ def test_both_sides_of_inference_are_timed_in_turns():
     assert found["ratios"] == pytest.approx([lmseg / plain for lmseg, plain in pairs])
     assert found["classes"] == len(assembly.load_cards(configs["lmseg"])[0].taxonomy)
     assert "ratio" in bench_inference.table(found)
+
+
+def test_our_side_of_the_comparison_with_torch_answers_each_line_with_an_update():
+    script = Path(__file__).resolve().parents[1] / "bench" / "peer_maskformer.py"
+    command = [sys.executable, str(script), "--side", "ours", "--tiny"]
+    command += ["--size", "64", "--batch", "1", "--targets", "3"]
+    done = subprocess.run(command, input="run\nrun\n", capture_output=True, text=True, check=True)
+    about, *updates = map(json.loads, done.stdout.splitlines())
+    assert about["gflop"] > 0
+    assert len(updates) == 2
+    assert updates[0]["loss"] != updates[1]["loss"]
+    assert all(np.isfinite(update["loss"]) and update["seconds"] > 0 for update in updates)
 
 
 def test_inference_compares_the_same_backbone_on_150_classes():
