@@ -187,11 +187,11 @@ def _plain(x: Array, kernel: Array, stride: int) -> Array:
     )
 
 
-def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+def _convolve_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
     return _plain(x, kernel, stride), (x, kernel)
 
 
-def _backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _convolve_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
     x, g = _finished(x, g)
     (dx,) = jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](g)
@@ -216,7 +216,7 @@ def _backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array,
 
 
 _convolve = jax.custom_vjp(_plain, nondiff_argnums=(2,))
-_convolve.defvjp(_forward, _backward)
+_convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def nearest_upsample(x: Array, height: int, width: int) -> Array:
