@@ -8,12 +8,13 @@ def keep_freed_memory() -> None:
     """Tells glibc not to give memory back to the system whenever a computation ends.
 
     XLA's CPU programs take their buffers anew in each call, and touching fresh pages took a quarter
-    of the time of an update of the paper's model (docs/speed.md). From here on all buffers come
-    from one heap, whatever their size; the peak is no higher. Other C libraries are left alone.
+    of the time of an update of the paper's model (docs/speed.md). From here on buffers come from
+    heaps, whatever their size. There stays one heap for each few threads: with a single one, the
+    demo's two devices waited for each other and its updates took twice the time. Other C libraries
+    are left alone.
     """
     if platform.libc_ver()[0] == "glibc":
-        trim_threshold, mmap_max, arena_max = -1, -4, -8  # of mallopt(3)
+        trim_threshold, mmap_max = -1, -4  # of mallopt(3)
         library = ctypes.CDLL(None)
         library.mallopt(trim_threshold, 2**31 - 1)
         library.mallopt(mmap_max, 0)
-        library.mallopt(arena_max, 1)
