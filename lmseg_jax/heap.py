@@ -9,9 +9,8 @@ def keep_freed_memory() -> None:
 
     XLA's CPU programs take their buffers anew in each call, and touching fresh pages took a quarter
     of the time of an update of the paper's model (docs/speed.md). From here on buffers come from
-    heaps, whatever their size. There stays one heap for each few threads: with a single one, the
-    demo's two devices waited for each other and its updates took twice the time. Other C libraries
-    are left alone.
+    heaps, whatever their size. The heaps stay several: with a single arena for all threads the
+    demo's updates took twice the time. Other C libraries are left alone.
     """
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_max = -1, -4  # of mallopt(3)
