@@ -115,7 +115,7 @@ def get_config():
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices of the data axis; -1 = all that fsdp leaves
     config.mesh.fsdp = 1  # devices over which parameters are split
-    config.mesh.cpu_devices = 0  # simulated where there is only a CPU; 0 = by cores
+    config.mesh.cpu_devices = 0  # simulated where there is only a CPU; 0 = one for two cores
 
     config.evaluation = ConfigDict()
     config.evaluation.every = 5000  # updates between evaluations; the last is evaluated

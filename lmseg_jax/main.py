@@ -25,12 +25,15 @@ RUNS = {
 def cpu_devices(asked: int, *, multiple: int, cores: int) -> int:
     """How many devices one CPU is divided into.
 
+    Two threads of one device took 0.8 of the time of two devices of one thread (docs/speed.md);
+    how many cores one device can feed was not measured beyond two.
+
     Args:
-      asked: this many; 0 = the largest divisor of `multiple` that is at most `cores`.
+      asked: this many; 0 = the largest divisor of `multiple` that leaves each two cores.
       multiple: images that every bucket holds a multiple of.
       cores: processor cores this process may use.
     """
-    return asked or max(n for n in range(1, cores + 1) if multiple % n == 0)
+    return asked or max(n for n in range(1, max(cores // 2, 1) + 1) if multiple % n == 0)
 
 
 def usable_cores() -> int:

@@ -62,9 +62,19 @@ def test_debug_raises_the_error(runs):
 
 @pytest.mark.parametrize(
     ("asked", "multiple", "cores", "expected"),
-    [(0, 8, 2, 2), (0, 8, 64, 8), (0, 6, 4, 3), (0, 1, 16, 1), (0, 8, 3, 2), (4, 8, 2, 4)],
+    [
+        (0, 8, 2, 1),
+        (0, 8, 1, 1),
+        (0, 8, 64, 8),
+        (0, 6, 8, 3),
+        (0, 1, 16, 1),
+        (0, 8, 7, 2),
+        (4, 8, 2, 4),
+    ],
 )
-def test_a_cpu_is_divided_into_the_most_devices_that_fit(asked, multiple, cores, expected):
+def test_a_cpu_is_divided_into_the_most_devices_of_two_cores_that_fit(
+    asked, multiple, cores, expected
+):
     assert main.cpu_devices(asked, multiple=multiple, cores=cores) == expected
 
 
