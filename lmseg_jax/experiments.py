@@ -5,19 +5,25 @@ a training too; files of other sessions or machines can be put beside it.
 """
 
 import argparse
+import collections
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from lmseg_jax import configuration, experiment_plots, experiment_tables, plan, report, suites
 from lmseg_jax.errors import UserError
+from lmseg_jax.main import usable_cores
 from lmseg_jax.suites import Row, Suite
 
 SPEED = 46.0  # images a second of the demo's model on two cores, docs/results.md
@@ -25,6 +31,7 @@ START = 100  # seconds of a run that are not updates: compilation, evaluation
 PLACE = ("mesh.", "log.", "checkpoint.", "data.root", "data.workers", "data.threads")
 PLACE += ("evaluation.batch", "evaluation.pictures", "seed")
 STOPPED = 130  # exit status of a run that was asked to stop
+PRETRAINING = collections.defaultdict(threading.Lock)  # by folder: several runs may need it
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,6 +51,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", required=True, type=Path, help="where the runs go")
     parser.add_argument("--rows", default="", help="only these, such as lmseg,multi_head")
     parser.add_argument("--results", type=Path, help="one JSON file a run; default WORKDIR/results")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, each on its share of the cores"
+    )
     parser.add_argument("--tables", action="store_true", help="train nothing, write the tables")
     parser.add_argument(
         "--quick", action="store_true", help="two updates each: tries the machinery"
@@ -54,6 +64,10 @@ def main(argv: Sequence[str]) -> int:
     suite = suites.SUITES[options.suite]
     if options.seeds < 0:
         raise UserError(f"--seeds is {options.seeds}; expected 1 or more, or 0 for the suite's")
+    if not 1 <= options.jobs <= usable_cores():
+        raise UserError(
+            f"--jobs is {options.jobs}; expected 1 to {usable_cores()}, the cores of this process"
+        )
     rows = chosen(suite, options.rows)
     flags = [*(suites.QUICK if options.quick else ()), *overrides]
     if options.quick and any(row.pretraining for row in rows):
@@ -70,14 +84,21 @@ def main(argv: Sequence[str]) -> int:
         if not finished(results, row, seed, expected=costs[row.name]["recipe"])
     ]
     print(announce(runs, missing, costs), flush=True)
-    for number, (seed, row) in enumerate([] if options.tables else missing, start=1):
-        print(f"{number} of {len(missing)}: {row.label}, seed {seed}", flush=True)
+    tell = threading.Lock()
+
+    def run(number: int, seed: int, row: Row) -> int:
+        with tell:
+            print(f"{number} of {len(missing)}: {row.label}, seed {seed}", flush=True)
         status = run_row(
             row, seed, costs[row.name], workdir=options.workdir, results=results, flags=flags
         )
-        if status:
-            return status
-        write(suite, options.suite, results=results, rows=rows, workdir=options.workdir)
+        if not status:
+            with tell:
+                write(suite, options.suite, results=results, rows=rows, workdir=options.workdir)
+        return status
+
+    if not options.tables and (status := run_all(missing, run, jobs=options.jobs)):
+        return status
     write(suite, options.suite, results=results, rows=rows, workdir=options.workdir)
     print((options.workdir / "tables.md").read_text())
     return 0
@@ -175,6 +196,62 @@ def announce(
     )
 
 
+def run_all(
+    missing: Sequence[tuple[int, Row]], run: Callable[[int, int, Row], int], *, jobs: int
+) -> int:
+    """Makes runs, `jobs` at a time; what scores another row's model waits for that row.
+
+    On Linux each has a share of the cores of its own: small models gain little from more than one.
+
+    Args:
+      missing: seed and row of each.
+      run: (number from 1, seed, row) -> exit status.
+      jobs: 1 to the number of cores.
+
+    Returns:
+      0, or the exit status of a run that was stopped; no other is begun then.
+    """
+    chains = {}
+    for number, (seed, row) in enumerate(missing, start=1):
+        chains.setdefault((seed, row.of or row.name), []).append((number, seed, row))
+    stopped, free = threading.Event(), shares(jobs)
+
+    def settle() -> None:
+        if cores := free.pop():
+            os.sched_setaffinity(0, cores)  # of this thread, and of the processes it starts
+
+    def follow(chain: Sequence[tuple[int, int, Row]]) -> int:
+        for number, seed, row in chain:
+            if stopped.is_set():
+                return STOPPED
+            try:
+                status = run(number, seed, row)
+            except BaseException:
+                stopped.set()
+                raise
+            if status:
+                stopped.set()
+                return status
+        return 0
+
+    with ThreadPoolExecutor(jobs, initializer=settle) as pool:
+        begun = [pool.submit(follow, chain) for chain in chains.values()]
+        try:
+            statuses = [future.result() for future in begun]
+        except KeyboardInterrupt:  # it came to the runs, too, which now save what they have
+            stopped.set()
+            return STOPPED
+    return max(statuses, default=0)
+
+
+def shares(jobs: int) -> list[set[int]]:
+    """The cores of each of some runs at a time; empty sets where it is the system that decides."""
+    if jobs == 1 or not hasattr(os, "sched_setaffinity"):
+        return [set()] * jobs
+    cores = np.array_split(sorted(os.sched_getaffinity(0)), jobs)
+    return [set(share.tolist()) for share in cores]
+
+
 def run_row(
     row: Row,
     seed: int,
@@ -190,10 +267,8 @@ def run_row(
       Exit status: 0, or that of a run which was stopped.
     """
     weights = workdir / row.pretraining.replace(":", "_")
-    if row.pretraining and not (weights / "done").exists():
-        if status := launch(row.pretraining, weights, []):
-            return status
-        (weights / "done").touch()
+    if row.pretraining and (status := pretrain(row.pretraining, weights)):
+        return status
     own = [flag.format(weights=weights) for flag in row.flags]
     scores, cross = {}, {}
     for config in row.configs:
@@ -223,6 +298,16 @@ def run_row(
     return 0
 
 
+def pretrain(config: str, weights: Path) -> int:
+    """Makes weights that are not there yet; who asks meanwhile waits. Returns `launch`'s status."""
+    with PRETRAINING[weights]:
+        if not (weights / "done").exists():
+            if status := launch(config, weights, []):
+                return status
+            (weights / "done").touch()
+    return 0
+
+
 def launch(config: str, workdir: Path, flags: Sequence[str]) -> int:
     """Runs `lmseg_jax.main` in a process of its own; what it prints goes to WORKDIR/log.txt.
 
@@ -236,14 +321,12 @@ def launch(config: str, workdir: Path, flags: Sequence[str]) -> int:
     log = workdir / "log.txt"
     command = [sys.executable, "-m", "lmseg_jax.main", "--config", config]
     with log.open("a") as file:
-        process = subprocess.Popen(
-            [*command, "--workdir", str(workdir), *flags], stdout=file, stderr=subprocess.STDOUT
-        )
-        try:
-            status = process.wait()
-        except KeyboardInterrupt:  # it came to the run, too, which now saves what it has
-            process.wait()
-            return STOPPED
+        status = subprocess.run(
+            [*command, "--workdir", str(workdir), *flags],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
     if status not in (0, STOPPED):
         last = " / ".join(log.read_text().strip().splitlines()[-3:])
         raise UserError(f"{' '.join(command[2:])} failed ({status}); {log} ends: {last}")

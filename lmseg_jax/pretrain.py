@@ -21,12 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lmseg_jax import logs, pretrain_captions, pretrain_classifier, sharding
 from lmseg_jax.optimizer import make_optimizer
 from lmseg_jax.pipeline import crops as crops_module
 from lmseg_jax.pretrained import clip
+from lmseg_jax.step import compiler_options
 
 OBJECTIVES = {"captions": pretrain_captions, "classifier": pretrain_classifier}
 
@@ -58,7 +60,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     graphdef, params, constants = create(config)
     everywhere = sharding.replicated(mesh)
     state = jax.device_put((params, constants, optimizer.init(params)), everywhere)
-    update = make_update(objective.make_loss(graphdef, config), optimizer)
+    update = make_update(objective.make_loss(graphdef, config), optimizer, mesh=mesh)
     score = objective.make_score(graphdef, config)
 
     log, batch = logs.Logs(workdir), config.batching.batch
@@ -122,10 +124,12 @@ def draw(step: int, batch: int, *, total: int, seed: int) -> tuple[np.ndarray, n
     return order[place * batch : (place + 1) * batch], flips
 
 
-def make_update(loss_fn: Callable, optimizer: optax.GradientTransformation) -> Callable:
+def make_update(
+    loss_fn: Callable, optimizer: optax.GradientTransformation, *, mesh: Mesh
+) -> Callable:
     """The jitted `(state, batch, step) -> (state, measurements)` of an objective's loss."""
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options(mesh))
     def update(state, batch, step):
         params, constants, moments = state
         (loss, (constants, measured)), grads = jax.value_and_grad(loss_fn, has_aux=True)(

@@ -1,6 +1,10 @@
 """The suites, their costs, tables and verdicts; one row is run for real."""
 
 import json
+import os
+import subprocess
+import sys
+import threading
 
 import pytest
 
@@ -213,3 +217,66 @@ def test_a_run_goes_from_training_to_tables_and_is_not_made_again(tmp_path, caps
     monkeypatch.setattr(experiments, "launch", None)  # nothing may be run again
     assert experiments.main(arguments) == 0
     assert "2 runs, 2 finished; to do: 0 trainings" in capsys.readouterr().out
+
+
+BY_NAME = {row.name: row for row in WORLDS.rows}
+
+
+def named(*names, seed=0):
+    return [(seed, BY_NAME[name]) for name in names]
+
+
+@pytest.mark.skipif(not all(experiments.shares(2)), reason="one core, or none to be bound to")
+def test_runs_at_a_time_have_cores_of_their_own():
+    both, cores = threading.Barrier(2), []
+
+    def run(number, seed, row):
+        both.wait(timeout=60)  # one at a time would never come past
+        program = "import os; print(sorted(os.sched_getaffinity(0)))"
+        told = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+        cores.append(set(json.loads(told.stdout)))
+        return 0
+
+    here = os.sched_getaffinity(0)
+    assert experiments.run_all(named("lmseg", "plain"), run, jobs=2) == 0
+    assert cores[0] | cores[1] == here and not cores[0] & cores[1]
+    assert os.sched_getaffinity(0) == here
+
+
+def test_a_row_that_scores_anothers_model_comes_after_it():
+    order = []
+
+    def run(number, seed, row):
+        order.append((number, seed, row.name))
+        return 0
+
+    missing = named("lmseg", "manual", "manual_union") + named("manual_union", seed=1)
+    assert experiments.run_all(missing, run, jobs=2) == 0
+    assert sorted(order) == [
+        (1, 0, "lmseg"),
+        (2, 0, "manual"),
+        (3, 0, "manual_union"),
+        (4, 1, "manual_union"),
+    ]
+    assert order.index((2, 0, "manual")) < order.index((3, 0, "manual_union"))
+
+
+def test_nothing_is_begun_after_a_run_that_was_stopped_or_failed():
+    begun = []
+
+    def run(number, seed, row):
+        begun.append(row.name)
+        if row.name == "plain":
+            raise UserError("it failed")
+        return 130 if row.name == "no_daa" else 0
+
+    assert experiments.run_all(named("lmseg", "no_daa", "single"), run, jobs=1) == 130
+    with pytest.raises(UserError, match="it failed"):
+        experiments.run_all(named("multi_head", "plain", "single"), run, jobs=1)
+    assert begun == ["lmseg", "no_daa", "multi_head", "plain"]
+
+
+@pytest.mark.parametrize("jobs", [0, 10_000])
+def test_more_runs_at_a_time_than_cores_are_refused(tmp_path, jobs):
+    with pytest.raises(UserError, match=f"--jobs is {jobs}; expected 1 to"):
+        experiments.main(["--suite=worlds", f"--workdir={tmp_path}", f"--jobs={jobs}"])
