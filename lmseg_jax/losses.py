@@ -39,6 +39,11 @@ class Targets:
         segments, counted = (x[:, ::stride, ::stride] for x in (self.segments, self.counted))
         return Targets(self.classes, segments, counted)
 
+    def in_phases(self, factor: int) -> "Targets":
+        """The same pixels in the order of `phases`."""
+        segments, counted = (phases(x, factor) for x in (self.segments, self.counted))
+        return Targets(self.classes, segments, counted)
+
     def masks(self, index: Array) -> tuple[Array, Array]:
         """f32 targets `index` [B, n, H, W] and counted [B, H, W]."""
         masks = self.segments[:, None] == index[None, :, None, None]
@@ -213,31 +218,52 @@ def contrastive_loss(logits: Array, query: Array, classes: Array, *, valid, no_o
     return -jnp.sum(weight * picked, axis=-1)
 
 
+def phases(x: Array, factor: int) -> Array:
+    """Pixels ordered by their place inside the coarse pixel that they lie in.
+
+    The place (r, c) of every coarse pixel comes before the next place of any, so that all pixels of
+    a place are neighbours in memory, and sums over places add whole images.
+
+    Args:
+      x: [..., factor h, factor w].
+      factor: pixels of a coarse pixel along each axis.
+
+    Returns:
+      [..., factor factor h, w], indexed by (r, c, row) and column.
+    """
+    h, w = (size // factor for size in x.shape[-2:])
+    x = x.reshape(*x.shape[:-2], h, factor, w, factor)
+    x = jnp.moveaxis(x, (-3, -1), (-4, -3))
+    return x.reshape(*x.shape[:-4], -1, w)
+
+
 def upsample(x: Array, factor: int) -> Array:
     """Bilinear interpolation at pixel centres, edges repeated; two neighbours an axis.
 
-    The numbers of `jax.image.resize`, which is a product with a dense matrix of H x h an axis.
+    The numbers of `jax.image.resize`, which is a product with a dense matrix of H x h an axis, in
+    the order of `phases`: the interleaved image is never made, nor read back by the gradient.
 
     Args:
       x: [..., h, w].
       factor: by which both sides grow.
 
     Returns:
-      [..., factor h, factor w].
+      [..., factor factor h, w], `phases` of the larger image.
     """
     if factor == 1:
         return x
     place = (np.arange(factor) + 0.5) / factor - 0.5  # in the old pixel, from its centre
     weights = np.float32([np.maximum(-place, 0), 1 - np.abs(place), np.maximum(place, 0)])
-    for _ in range(2):  # each time along the last axis
-        before = jnp.concatenate([x[..., :1], x[..., :-1]], axis=-1)
-        after = jnp.concatenate([x[..., 1:], x[..., -1:]], axis=-1)
+    for axis in (-2, -1):  # rows, then columns; each puts its places before the last two axes
+        first, last = (jax.lax.index_in_dim(x, i, axis) for i in (0, -1))
+        size = x.shape[axis]
+        before = jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis)
+        after = jnp.concatenate([jax.lax.slice_in_dim(x, 1, size, axis=axis), last], axis)
         x = sum(
-            neighbour[..., None] * weight.reshape((1,) * x.ndim + (-1,))
+            neighbour[..., None, :, :] * weight.reshape((1,) * (x.ndim - 2) + (-1, 1, 1))
             for neighbour, weight in zip((before, x, after), weights, strict=True)
         )
-        x = jnp.swapaxes(x.reshape(*x.shape[:-2], -1), -1, -2)
-    return x
+    return x.reshape(*x.shape[:-4], -1, x.shape[-1])
 
 
 @jax.custom_vjp
@@ -267,6 +293,7 @@ def _mask_losses(masks: Array, query: Array, targets: Targets, weights: dict[str
     """What `mask_losses` returns, and the gradient of its sum over layers and images."""
     layers, b, t = query.shape
     factor = targets.segments.shape[1] // masks.shape[3]
+    targets = targets.in_phases(factor)
     size = min(GROUP, t) if factor > 1 else t  # at the masks' own resolution all fit at a time
     count = -(-t // size)
     most = jnp.sum(targets.real, axis=-1)  # [B]

@@ -6,7 +6,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from lmseg_jax import flops, sharding
-from lmseg_jax.models.layers import Conv3x3
+from lmseg_jax.models.layers import Conv
 
 A = jax.ShapeDtypeStruct((7, 3, 4), jnp.float32)
 B = jax.ShapeDtypeStruct((4, 5), jnp.float32)
@@ -51,7 +51,7 @@ def test_a_share_of_each_device_counts_on_all_of_them():
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_convolution_and_its_two_gradients_count_alike(stride):
-    module = Conv3x3(8, 16, stride=stride, use_bias=False, rngs=nnx.Rngs(0))
+    module = Conv(8, 16, 3, stride=stride, use_bias=False, rngs=nnx.Rngs(0))
     graph, weights = nnx.split(module)
 
     def call(weights, x):

@@ -221,7 +221,20 @@ def test_upsampling_interpolates_at_pixel_centres(factor):
         return np.interp(places, np.arange(len(row)), row)
 
     expected = np.apply_along_axis(stretch, -1, np.apply_along_axis(stretch, -2, x))
-    np.testing.assert_allclose(losses.upsample(jnp.asarray(x), factor), expected, atol=1e-6)
+    found = np.asarray(losses.upsample(jnp.asarray(x), factor))
+    assert found.shape == (2, factor * factor * 3, 5)
+    for r, c in np.ndindex(factor, factor):
+        rows = slice(3 * (factor * r + c), 3 * (factor * r + c + 1))  # pixels of place (r, c)
+        np.testing.assert_allclose(
+            found[:, rows], expected[:, r::factor, c::factor], atol=1e-6, err_msg=f"{r}, {c}"
+        )
+
+
+def test_phases_group_pixels_by_their_place():
+    x = np.arange(2 * 6 * 8).reshape(2, 6, 8)
+    expected = np.concatenate([x[:, r::2, c::2] for r in range(2) for c in range(2)], axis=1)
+    np.testing.assert_array_equal(losses.phases(jnp.asarray(x), 2), expected)
+    np.testing.assert_array_equal(losses.phases(jnp.asarray(x), 1), x)
 
 
 @pytest.mark.parametrize("group", [1, 3])

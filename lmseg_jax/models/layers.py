@@ -11,12 +11,6 @@ xavier = initializers.variance_scaling(1.0, "fan_avg", "uniform")
 caffe_xavier = initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 
-def as_input(arrays: tuple[Array | None, ...], *, dtype=None) -> tuple[Array | None, ...]:
-    """Parameters in the dtype of the activations, which stand first; `dtype` is not asked."""
-    dtype = jnp.asarray(arrays[0]).dtype
-    return tuple(None if x is None else jnp.asarray(x, dtype) for x in arrays)
-
-
 def _finished(*arrays: Array) -> tuple[Array, ...]:
     """The arrays, on a CPU only when all of each has been computed.
 
@@ -169,11 +163,23 @@ class MLP(nnx.Module):
         return self.layers[-1](x)
 
 
-class Conv3x3(nnx.Conv):
-    """3x3 convolution with one zero around the image; `kernel` [3, 3, inputs, outputs], `bias`."""
+class Conv(nnx.Conv):
+    """Square convolution centred on each pixel, zeros around the image.
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int = 1, rngs: nnx.Rngs, **options):
-        super().__init__(inputs, outputs, (3, 3), strides=stride, padding=1, rngs=rngs, **options)
+    Args:
+      inputs, outputs: channels.
+      size: of the kernel, odd; `kernel` is [size, size, inputs, outputs].
+      stride: of the outputs in the input.
+      options: of `nnx.Conv`.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, size: int, *, stride: int = 1, rngs: nnx.Rngs, **options
+    ):
+        padding = size // 2
+        super().__init__(
+            inputs, outputs, (size, size), strides=stride, padding=padding, rngs=rngs, **options
+        )
 
     def __call__(self, x: Array) -> Array:
         """[B, H, W, inputs] -> [B, ceil(H / stride), ceil(W / stride), outputs]."""
@@ -182,8 +188,9 @@ class Conv3x3(nnx.Conv):
 
 
 def _plain(x: Array, kernel: Array, stride: int) -> Array:
+    around = (kernel.shape[0] // 2,) * 2
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, kernel, (stride, stride), (around, around), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
@@ -200,16 +207,18 @@ def _convolve_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tup
         return jax.vjp(lambda kernel: _plain(x, kernel, stride), kernel)[1](g)[0]
 
     def by_products(x, g):
-        """One matrix product for each of the nine places of the kernel."""
+        """One matrix product for each place of the kernel."""
         _, rows, columns, outputs = g.shape
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        size = kernel.shape[0]
+        around = (size // 2,) * 2
+        x = jnp.pad(x, ((0, 0), around, around, (0, 0)))
         g = g.reshape(-1, outputs)
 
         def place(top, left):
             seen = x[:, top : top + stride * rows : stride, left : left + stride * columns : stride]
             return seen.reshape(-1, x.shape[-1]).T @ g
 
-        return jnp.stack([jnp.stack([place(i, j) for j in range(3)]) for i in range(3)])
+        return jnp.stack([jnp.stack([place(i, j) for j in range(size)]) for i in range(size)])
 
     # XLA's CPU compiler is slow at this gradient; elsewhere the library's own convolution is best
     return dx, jax.lax.platform_dependent(x, g, cpu=by_products, default=by_convolution)

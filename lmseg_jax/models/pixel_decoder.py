@@ -3,7 +3,7 @@
 from flax import nnx
 from jax import Array
 
-from lmseg_jax.models.layers import Conv3x3, Linear, caffe_xavier, nearest_upsample
+from lmseg_jax.models.layers import Conv, Linear, caffe_xavier, nearest_upsample
 from lmseg_jax.models.norms import GroupNorm
 
 LEVELS = ("res2", "res3", "res4", "res5")
@@ -37,11 +37,11 @@ class FPN(nnx.Module):
         )
         inputs = [width, width, width, channels["res5"]]
         self.output = nnx.List(
-            [Conv3x3(c, width, use_bias=False, kernel_init=caffe_xavier, rngs=rngs) for c in inputs]
+            [Conv(c, width, 3, use_bias=False, kernel_init=caffe_xavier, rngs=rngs) for c in inputs]
         )
         self.output_norm = nnx.List([GroupNorm(width, groups=groups, rngs=rngs) for _ in LEVELS])
         mask_width = mask_width or width
-        self.mask_features = Conv3x3(width, mask_width, kernel_init=caffe_xavier, rngs=rngs)
+        self.mask_features = Conv(width, mask_width, 3, kernel_init=caffe_xavier, rngs=rngs)
         self.width = width
 
     def __call__(self, features: dict[str, Array]) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from lmseg_jax.models import norms
-from lmseg_jax.models.layers import Conv3x3, Linear, as_input
+from lmseg_jax.models.layers import Conv, Linear
 
 EXPANSION = 4
 CHANNELS_A_GROUP = 8  # of GroupNorm, where there is one
@@ -37,10 +37,10 @@ def _norm(name: str, *, affine: bool) -> Callable:
     return functools.partial(NORMS[name], affine=True) if affine else NORMS[name]
 
 
-def _spatial(inputs: int, outputs: int, *, stride: int = 1, rngs: nnx.Rngs) -> Conv3x3:
+def _spatial(inputs: int, outputs: int, *, stride: int = 1, rngs: nnx.Rngs) -> Conv:
     """3x3 convolution without bias."""
-    return Conv3x3(
-        inputs, outputs, stride=stride, use_bias=False, kernel_init=_kernel_init, rngs=rngs
+    return Conv(
+        inputs, outputs, 3, stride=stride, use_bias=False, kernel_init=_kernel_init, rngs=rngs
     )
 
 
@@ -256,17 +256,7 @@ class Stem(nnx.Module):
     """7x7 convolution of stride 2, norm, ReLU, 3x3 max-pool of stride 2."""
 
     def __init__(self, width: int, *, norm: Callable, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(
-            3,
-            width,
-            (7, 7),
-            strides=2,
-            padding=3,
-            use_bias=False,
-            kernel_init=_kernel_init,
-            promote_dtype=as_input,
-            rngs=rngs,
-        )
+        self.conv = Conv(3, width, 7, stride=2, use_bias=False, kernel_init=_kernel_init, rngs=rngs)
         self.norm = norm(width, rngs=rngs)
 
     def __call__(self, images: Array, *, train: bool = False) -> Array:

@@ -6,7 +6,7 @@ from flax import nnx
 
 from lmseg_jax.models.layers import (
     Attention,
-    Conv3x3,
+    Conv,
     Linear,
     dropout,
     nearest_upsample,
@@ -91,12 +91,15 @@ def test_a_linear_layer_and_its_gradients_are_matrix_products():
     np.testing.assert_allclose(found[2], weights.sum((0, 1)), atol=1e-5)
 
 
-@pytest.mark.parametrize(("stride", "size"), [(1, (4, 5)), (2, (6, 7)), (2, (5, 4))])
-def test_a_convolution_and_its_gradients_equal_sums_over_the_window(stride, size):
-    layer = Conv3x3(2, 3, stride=stride, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(
+    ("side", "stride", "size"), [(3, 1, (4, 5)), (3, 2, (6, 7)), (3, 2, (5, 4)), (7, 2, (6, 5))]
+)
+def test_a_convolution_and_its_gradients_equal_sums_over_the_window(side, stride, size):
+    layer = Conv(2, 3, side, stride=stride, rngs=nnx.Rngs(0))
+    edge = side // 2
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, *size, 2)).astype(np.float32)
-    kernel = rng.normal(size=(3, 3, 2, 3)).astype(np.float32)
+    kernel = rng.normal(size=(side, side, 2, 3)).astype(np.float32)
     bias = rng.normal(size=3).astype(np.float32)
     rows, columns = -(-size[0] // stride), -(-size[1] // stride)
     weights = rng.normal(size=(2, rows, columns, 3)).astype(np.float32)
@@ -106,16 +109,16 @@ def test_a_convolution_and_its_gradients_equal_sums_over_the_window(stride, size
         return jnp.sum(model(x) * weights), model(x)
 
     (_, output), found = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(x, kernel, bias)
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    padded = np.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
     expected = np.zeros_like(output) + bias
     dx, dk = np.zeros_like(padded), np.zeros_like(kernel)
     for i in range(rows):
         for j in range(columns):
-            window = np.s_[:, i * stride : i * stride + 3, j * stride : j * stride + 3]
+            window = np.s_[:, i * stride : i * stride + side, j * stride : j * stride + side]
             expected[:, i, j] += np.einsum("bhwc,hwco->bo", padded[window], kernel)
             dx[window] += np.einsum("bo,hwco->bhwc", weights[:, i, j], kernel)
             dk += np.einsum("bo,bhwc->hwco", weights[:, i, j], padded[window])
     np.testing.assert_allclose(output, expected, atol=1e-4)
-    np.testing.assert_allclose(found[0], dx[:, 1:-1, 1:-1], atol=1e-4)
+    np.testing.assert_allclose(found[0], dx[:, edge:-edge, edge:-edge], atol=1e-4)
     np.testing.assert_allclose(found[1], dk, atol=1e-4)
     np.testing.assert_allclose(found[2], weights.sum((0, 1, 2)), atol=1e-4)
