@@ -16,10 +16,11 @@ def collect(suite: str, rows: Sequence[Row], *, results: Path) -> dict:
     """Reads the result files of a suite.
 
     Returns:
-      `suite` and `rows`: of each row with a result `name`, `label`, `cost` (`updates`, `images`,
-      `gflop`) and `runs`, a dict for each seed: `seed`, `miou` and `pq` (means over the datasets),
-      `diagonal` and `elsewhere` (means of the worlds x taxonomies table on and off its diagonal, by
-      metric; None without a table), `scores`, `cross`.
+      `suite` and `rows`: of each row with a result `name`, `label`, `of` (the row whose models it
+      scores again, or ""), `cost` (`updates`, `images`, `gflop`) and `runs`, a dict for each seed:
+      `seed`, `miou` and `pq` (means over the datasets), `diagonal` and `elsewhere` (means of the
+      worlds x taxonomies table on and off its diagonal, by metric; None without a table), `scores`,
+      `cross`.
     """
     found = []
     for row in rows:
@@ -31,6 +32,7 @@ def collect(suite: str, rows: Sequence[Row], *, results: Path) -> dict:
             {
                 "name": row.name,
                 "label": row.label,
+                "of": row.of,
                 "cost": {key: runs[0]["cost"][key] for key in ("updates", "images", "gflop")},
                 "runs": [_summary(run) for run in runs],
             }

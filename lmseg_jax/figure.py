@@ -89,7 +89,7 @@ def _cost(options: argparse.Namespace) -> None:
 
 
 def read_tables(path: Path, *, cost: str) -> list[dict]:
-    """The rows of a `tables.json` of `lmseg experiments` that have a run.
+    """The rows of a `tables.json` of `lmseg experiments` that have a run and models of their own.
 
     Args:
       path: of the file.
@@ -112,7 +112,7 @@ def read_tables(path: Path, *, cost: str) -> list[dict]:
                 ],
             }
             for row in json.loads(path.read_text(encoding="utf-8"))["rows"]
-            if row["runs"]
+            if row["runs"] and not row.get("of")  # what is scored again cost nothing
         ]
     except OSError as error:
         raise UserError(f"--tables {path}: cannot read: {error.strerror or error}") from error

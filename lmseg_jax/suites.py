@@ -129,17 +129,17 @@ SUITES = {
             Row("no_guidance", "LMSeg without guidance", _worlds("no_guidance")),
             Row("text_visual", "LMSeg, text before visual", _worlds("text_visual")),
             Row("no_daa", "LMSeg without DAA", _worlds("no_daa")),
-            Row("plain", "LMSeg without guidance and DAA", _worlds("no_guidance,no_daa")),
+            Row("plain", "no guidance, no DAA", _worlds("no_guidance,no_daa")),
             Row(
                 "classifier",
-                "the same, encoder from a classifier",
+                "no guidance, no DAA, encoder of a classifier",
                 _worlds("no_guidance,no_daa"),
                 flags=("--config.pretrained.image={weights}/worlds_classifier.safetensors",),
                 pretraining="clip_worlds:classifier",
             ),
             Row(
                 "shuffled",
-                "the same, captions were shuffled",
+                "no guidance, no DAA, shuffled captions",
                 _worlds("no_guidance,no_daa"),
                 flags=(
                     "--config.pretrained.image={weights}/worlds_clip.safetensors",

@@ -50,7 +50,7 @@ def tables(tmp_path):
             "cost": {"updates": 10, "images": 40, "gflop": 5.0, "seconds": [1.0]},
             "runs": [{"seed": 0, "miou": 50.0, "pq": 40.0}, {"seed": 1, "miou": 54.0, "pq": 41.0}],
         }
-        rows = [row | changes, row | {"runs": []}]
+        rows = [row | changes, row | {"runs": []}, row | {"of": "lmseg"}]
         path = tmp_path / "tables.json"
         path.write_text(json.dumps({"suite": "worlds", "rows": rows}))
         return path
@@ -78,7 +78,7 @@ def test_one_image_in_several_taxonomies(command, tmp_path):
 
 
 @pytest.mark.parametrize("cost", ["gflop", "images", "updates"])
-def test_methods_without_a_run_are_left_out_of_costs(tables, cost):
+def test_methods_without_a_run_or_a_training_of_their_own_are_left_out_of_costs(tables, cost):
     (row,) = figure.read_tables(tables(), cost=cost)
     assert row == {
         "label": "LMSeg",
