@@ -82,13 +82,17 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="lmseg predict", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--checkpoint", required=True, help=f"a workdir, an export or {', '.join(SHIPPED)}")
+    add(
+        "--checkpoint",
+        required=True,
+        help=f"a workdir, export, converted model or {', '.join(SHIPPED)}",
+    )
     add("--input", required=True, type=Path, help="an image, or a folder with images")
     add("--output", required=True, type=Path, help="folder to write to")
     words = parser.add_mutually_exclusive_group(required=True)
     words.add_argument("--classes", help='any words, such as "road; person; sofa, couch"')
     words.add_argument("--taxonomy", help="a trained taxonomy, a card, or a union a+b")
-    add("--task", choices=TASKS, default="semantic")
+    add("--task", choices=TASKS, default="semantic", help="label maps, or segments (semantic)")
     add("--things", help='which classes have instances, such as "person; car"; "" = none')
     add("--scores", choices=SCORES, default="", help="how sure each pixel is, as 16-bit PNG or npy")
     add("--overlay", action=argparse.BooleanOptionalAction, default=True, help="draw pictures")

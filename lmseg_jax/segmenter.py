@@ -200,8 +200,9 @@ class Segmenter:
         """Finds classes in an image of any size.
 
         The image is resized by the test rule of the taxonomy (of the first one of a union; of
-        training's first one for free words) and padded right and bottom to multiples of 32, so a
-        program is compiled at most once for each such canvas; the last 16 are kept.
+        training's first one for free words) and padded right and bottom to multiples of 32, and
+        free words to a power of two from 16 on. A program is compiled at most once for each such
+        canvas and number of names; the last 16 are kept.
 
         Args:
           image: uint8 [H, W, 3], [H, W, 4] (alpha is dropped) or [H, W]; a PIL image or a path.

@@ -112,6 +112,7 @@ def test_panoptic_pngs_and_list_are_cocos(command, model, tmp_path, monkeypatch)
         )
         ids, areas = np.unique(red + 256 * green + 65536 * blue, return_counts=True)
         listed = {info["id"]: info["area"] for info in row["segments_info"]}
+        assert listed and {info["category_id"] for info in row["segments_info"]} <= {0, 1}
         assert {i: a for i, a in zip(ids, areas, strict=True) if i} == listed
 
 
@@ -120,9 +121,11 @@ def test_a_bad_file_is_named_at_the_end_and_the_others_are_done(command, tree, t
     for name in ("a/0.jpg", "b/0.jpg"):
         (folder / name).parent.mkdir(parents=True)
         (folder / name).write_bytes((tree[0] / "images/0.jpg").read_bytes())
-    (folder / "b/1.png").write_bytes(b"nothing")
+    for name in ("a/!.png", "a/1.png"):  # before and between the others
+        (folder / name).write_bytes(b"nothing")
     assert command("--classes", "box", source=folder) == 2
-    assert "1 could not be read, the first:" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "2 could not be read, the first:" in told and "!.png" in told
     labels = sorted(
         p.relative_to(tmp_path / "out/labels").as_posix()
         for p in (tmp_path / "out/labels").rglob("*.png")
