@@ -23,7 +23,7 @@ LAYERS = {
     "parts": (
         "assembly baselines checkpoint contact_sheet flops label_space logs losses metrics"
         " optimizer postprocess programs report scoring segmentation sharding state step visualize"
-        " charts comparison taxonomy_report"
+        " charts comparison taxonomy_report upsampling"
         " pipeline models pretrained exported finetuning loading prediction_files stablehlo"
     ),
     "pieces": "matcher tokenizer configuration configuration_rules datasets",

@@ -212,31 +212,6 @@ def test_parts_add_up_and_nonfinite_costs_are_counted(bucket):
     assert float(total(broken, bucket)[1]["nonfinite"]) == 2  # one query, two real targets
 
 
-@pytest.mark.parametrize("factor", [1, 2, 4])
-def test_upsampling_interpolates_at_pixel_centres(factor):
-    x = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)
-
-    def stretch(row):
-        places = (np.arange(factor * len(row)) + 0.5) / factor - 0.5
-        return np.interp(places, np.arange(len(row)), row)
-
-    expected = np.apply_along_axis(stretch, -1, np.apply_along_axis(stretch, -2, x))
-    found = np.asarray(losses.upsample(jnp.asarray(x), factor))
-    assert found.shape == (2, factor * factor * 3, 5)
-    for r, c in np.ndindex(factor, factor):
-        rows = slice(3 * (factor * r + c), 3 * (factor * r + c + 1))  # pixels of place (r, c)
-        np.testing.assert_allclose(
-            found[:, rows], expected[:, r::factor, c::factor], atol=1e-6, err_msg=f"{r}, {c}"
-        )
-
-
-def test_phases_group_pixels_by_their_place():
-    x = np.arange(2 * 6 * 8).reshape(2, 6, 8)
-    expected = np.concatenate([x[:, r::2, c::2] for r in range(2) for c in range(2)], axis=1)
-    np.testing.assert_array_equal(losses.phases(jnp.asarray(x), 2), expected)
-    np.testing.assert_array_equal(losses.phases(jnp.asarray(x), 1), x)
-
-
 @pytest.mark.parametrize("group", [1, 3])
 def test_a_mask_loss_does_not_depend_on_its_group(group, monkeypatch):
     monkeypatch.setattr(losses, "GROUP", group)
