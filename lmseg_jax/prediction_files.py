@@ -1,6 +1,8 @@
 """The files that `lmseg predict` writes (docs/predict.md)."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -43,6 +45,7 @@ class Outputs:
         self.panoptic, self.scores = panoptic, scores
         ids = {int(value) for value in taxonomy.ids}
         self.nothing = next(value for value in (0, *range(255, -1, -1), 65535) if value not in ids)
+        self._dtype = np.uint8 if max(*ids, self.nothing) < 256 else np.uint16  # of every label PNG
         self._lines = folder / "panoptic" / LINES
         self._found = {}
         if force:
@@ -61,7 +64,6 @@ class Outputs:
     def write(self, name: str, image: np.ndarray, found: Segmentation) -> None:
         """Writes everything of an image, its label PNG last."""
         ids = np.append(self.taxonomy.ids, self.nothing)[found.labels]  # label -1 reads the last
-        dtype = np.uint8 if ids.max() < 256 else np.uint16
         if self.overlay:
             self._save("overlays", name, drawn(image, found, self.taxonomy))
         if self.scores:
@@ -70,24 +72,27 @@ class Outputs:
             s = found.segments
             self._save("panoptic", name, np.stack([s % 256, s // 256 % 256, s // 65536], axis=-1))
             self._append(name, found)
-        self._save("labels", name, ids, dtype=dtype)
+        self._save("labels", name, ids, dtype=self._dtype)
 
     def close(self) -> None:
         """Writes COCO's list of all segments."""
         if not self.panoptic:
             return
-        rows = [self._found[name] for name in sorted(self._found)]
+        names = sorted(self._found)
+        images, annotations = [], []
+        for name, number in zip(names, image_ids(names), strict=True):
+            row = self._found[name]
+            size = {"height": row["height"], "width": row["width"]}
+            images.append({"id": number, "file_name": name} | size)
+            segments = row["segments_info"]
+            annotations.append({"image_id": number, "file_name": name, "segments_info": segments})
         categories = [
             {"id": c.id, "name": c.name, "isthing": int(c.thing), "color": list(c.color)}
             for c in self.taxonomy.categories
         ]
         report.write_json(
             self.folder / "panoptic" / LIST,
-            {
-                "images": [row["image"] for row in rows],
-                "annotations": [row["annotation"] for row in rows],
-                "categories": categories,
-            },
+            {"images": images, "annotations": annotations, "categories": categories},
         )
 
     def _score_file(self, name: str) -> Path:
@@ -113,17 +118,12 @@ class Outputs:
 
     def _append(self, name: str, found: Segmentation) -> None:
         height, width = found.segments.shape
-        stem = PurePosixPath(name).with_suffix("").as_posix()
-        number = int(stem) if stem.isdecimal() and stem.isascii() else stem
         segments = [
             row | {"category_id": int(self.taxonomy.ids[row["category_id"]]), "iscrowd": 0}
             for row in found.segments_info
         ]
         segments = [row | {"isthing": int(row["isthing"])} for row in segments]
-        row = {
-            "image": {"id": number, "file_name": name, "height": height, "width": width},
-            "annotation": {"image_id": number, "file_name": name, "segments_info": segments},
-        }
+        row = {"file_name": name, "height": height, "width": width, "segments_info": segments}
         self._found[name] = row
         with open(self._lines, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -135,11 +135,29 @@ class Outputs:
         for line in self._lines.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
-                self._found[row["annotation"]["file_name"]] = row
-            except ValueError:
+                self._found[row["file_name"]] = row
+            except (ValueError, TypeError, KeyError):
                 continue
         lines = [json.dumps(row) + "\n" for row in self._found.values()]
         self._lines.write_text("".join(lines), encoding="utf-8")
+
+
+def image_ids(names: Sequence[str]) -> list[int | str]:
+    """COCO's ids of images: the number that a name is, "000139.png" 139, where no other has it.
+
+    Args:
+      names: file names with a suffix, each once.
+
+    Returns:
+      Numbers, and names without their suffix where they are no number of their own.
+    """
+    stems = [PurePosixPath(name).with_suffix("").as_posix() for name in names]
+    numbers = [int(stem) if stem.isdecimal() and stem.isascii() else None for stem in stems]
+    seen = Counter(numbers)
+    return [
+        stem if number is None or seen[number] > 1 else number
+        for stem, number in zip(stems, numbers, strict=True)
+    ]
 
 
 def drawn(image: np.ndarray, found: Segmentation, taxonomy: Taxonomy) -> np.ndarray:

@@ -66,7 +66,8 @@ def pixels(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
         all of them: what lies under transparent pixels is seen.
 
     Raises:
-      UserError: the file cannot be read, or the array has another type or shape.
+      UserError: the file cannot be read, the array has another type or shape, or the PIL image is
+        of a mode without a range, I or F.
     """
     if isinstance(image, str | Path):
         return read_image(image)
@@ -74,6 +75,11 @@ def pixels(image: np.ndarray | Image.Image | str | Path) -> np.ndarray:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I;16"):  # convert() would clip it
             image = (np.asarray(image) >> 8).astype(np.uint8)
+        elif image.mode in ("I", "F"):
+            raise UserError(
+                f"image has Pillow's mode {image.mode}, whose values have no fixed range; scale"
+                " them to 0..255 and convert it to L"
+            )
         else:
             image = image.convert("RGB")
     array = np.asarray(image)

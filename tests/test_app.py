@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import lmseg_jax
 from lmseg_jax import app, cli
@@ -131,9 +132,9 @@ class Page:
         self.wait(lambda: len(self.all(selector)) > number)
         self.all(selector)[number].click()
 
-    def source(self):
-        """Address of the picture that is shown as the answer; "" if there is none."""
-        return next((image.get_attribute("src") for image in self.all("#overlay img")), "")
+    def source(self, part="#overlay"):
+        """Address of the picture that a part shows, the answer's if not said; "" if none."""
+        return next((image.get_attribute("src") for image in self.all(f"{part} img")), "")
 
     def answered(self, *, before):
         """The names in the legend, once there is another picture than `before`."""
@@ -142,7 +143,7 @@ class Page:
         return [row.text for row in self.all(".areas tr")]
 
 
-def test_load_type_click_and_the_picture_changes(address, browser):
+def test_load_type_click_upload_and_the_picture_changes(address, browser, tmp_path):
     page = Page(browser)
     browser.get(address)
     page.wait(lambda: page.all("#segment"))
@@ -164,6 +165,21 @@ def test_load_type_click_and_the_picture_changes(address, browser):
     page.click("#segment")
     rows = page.answered(before=first)
     assert any("segment" in row for row in rows)
+
+    second = page.source()
+    photo = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    (field,) = page.all("#image input[type=file]")
+    given = page.source("#image")
+    field.send_keys(str(tmp_path / "photo.png"))
+    page.wait(lambda: page.source("#image") not in ("", given))
+    page.click("#segment")
+    page.answered(before=second)
+    size = browser.execute_script(
+        "const shown = document.querySelector('#overlay img');"
+        "return [shown.naturalHeight, shown.naturalWidth]"
+    )
+    assert size == [60 * 7, 90 * 7]  # the photo, enlarged
 
     requests = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = {

@@ -207,12 +207,13 @@ def test_the_program_in_the_docs_runs_without_flax_and_without_this_package(
     assert all(line.split(":")[0] in expected.names for line in done.stdout.splitlines())
 
 
-def test_an_export_that_answers_otherwise_is_refused(stored, source):
-    adapter = stored.params["adapter"]
-    changed = stored.params | {"adapter": adapter | {"kernel": adapter["kernel"] * 1.01}}
+def test_an_export_that_answers_otherwise_is_refused(stored, source, fixed):
+    changed = jax.tree.map(lambda value: 1.01 * value, stored.params)
     other = segmenter.of_stored(replace(stored, params=changed))
     with pytest.raises(UserError, match="x: class logits in world_patterns differ by"):
-        export.compared(source, other, tolerance=1e-6, what="x")
+        export.compared(source, other, tolerance=export.TOLERANCE, what="x")
+    with pytest.raises(UserError, match="stablehlo: class logits in world_patterns differ by"):
+        export.compared_artefact(other, fixed / stablehlo.NETWORK, tolerance=export.TOLERANCE)
 
 
 def test_what_is_refused_at_the_end_leaves_nothing(workdir, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,7 +13,12 @@ from lmseg_jax import assembly, cli, predict, scoring, segmenter, sharding, stat
 from lmseg_jax.datasets.card import load_card
 from lmseg_jax.datasets.formats import open_source
 from lmseg_jax.datasets.names_card import union_card
+from lmseg_jax.datasets.sample import semantic_map
 from lmseg_jax.label_space import of_card
+from lmseg_jax.prediction_files import Outputs, image_ids
+from lmseg_jax.score import Score
+from lmseg_jax.segmentation import Segmentation
+from lmseg_jax.taxonomy import from_names
 from tests.predictions import run
 from tests.tiny import tiny_config
 from tests.tiny_tree import CARD, write_tree
@@ -48,8 +54,8 @@ def model(parts):
 def command(model, tree, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "load", lambda path: model)
 
-    def command(*more, source=tree[0] / "images"):
-        flags = ["--checkpoint", "x", "--input", str(source), "--output", str(tmp_path / "out")]
+    def command(*more, source=tree[0] / "images", folder="out"):
+        flags = ["--checkpoint", "x", "--input", str(source), "--output", str(tmp_path / folder)]
         return cli.main(["predict", *flags, *more])
 
     return command
@@ -72,7 +78,77 @@ def test_predict_then_score_gives_evaluations_numbers(command, parts, tree, tmp_
     data = scoring.EvaluationSet(open_source(card, "train", root=str(tree[0])), card, 0)
     expected, _ = scoring.evaluate_set(network, data, batch=1, threads=1)
     assert found["miou"] == pytest.approx(expected["miou"], abs=1e-6)
-    assert (tmp_path / "out/overlays/0.png").is_file()
+
+
+def test_segments_in_files_score_as_those_in_memory(tmp_path):
+    card, seen = load_card("world_colors"), 3
+    source = open_source(card, "val", root="", limit=seen)
+    (tmp_path / "scenes").mkdir()
+    model, expected = segmenter.load("worlds"), Score(card)
+    for sample in (source[i] for i in range(seen)):
+        name = Path(sample.name).name
+        Image.fromarray(sample.image).save(tmp_path / f"scenes/{name}.png")
+        found = model.segment(sample.image, taxonomy=card.name, task="panoptic")
+        info = [{"id": row["id"], "category": row["category_id"]} for row in found.segments_info]
+        expected.semantic.update(found.labels, semantic_map(sample))
+        truth = (sample.segments, sample.classes, sample.area, sample.crowd)
+        expected.panoptic.update(found.segments, info, *truth, name=name)
+    flags = ["--checkpoint", "worlds", "--input", tmp_path / "scenes", "--output", tmp_path / "out"]
+    flags += ["--taxonomy", card.name, "--task", "panoptic", "--no-overlay"]
+    assert cli.main(["predict", *map(str, flags)]) == 0
+    more = ["--limit", str(seen)]
+    found = run(card.name, "val", root="", folder=tmp_path / "out/panoptic", more=more)
+    assert found == expected.compute()
+    assert found["pq"] > 20  # 45 on 60 scenes
+
+
+def test_the_legend_under_an_overlay_has_the_classes_of_the_picture(command, model, tree, tmp_path):
+    assert command("--taxonomy", "tiny") == 0
+    picture = np.asarray(Image.open(tmp_path / "out/overlays/0.png"))
+    labels = model.segment(tree[0] / "images/0.jpg", taxonomy="tiny").labels
+    under = picture[labels.shape[0] :].reshape(-1, 3)
+    for k, color in enumerate(model.spaces["tiny"].taxonomy.colors):
+        assert (under == color).all(axis=1).any() == (labels == k).any()
+
+
+def test_a_run_that_was_cut_goes_on_to_the_same_files(command, model, tmp_path, monkeypatch):
+    asked = ["--classes", "box; cat", "--task", "panoptic", "--scores", "npy"]
+    assert command(*asked, folder="whole") == 0
+    segment, answered = model.segment, []
+
+    def interrupted(image, *args, **more):
+        answered.append(image)
+        if len(answered) == 3:
+            raise KeyboardInterrupt
+        return segment(image, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "segment", interrupted)
+        assert command(*asked) == 130
+    lines = tmp_path / "out/panoptic/annotations.jsonl"
+    lines.write_text(lines.read_text()[:-20])  # the power went while the second line was written
+    assert command(*asked) == 0
+    files = [
+        {p.relative_to(top): p.read_bytes() for p in top.rglob("*") if p.is_file()}
+        for top in (tmp_path / "whole", tmp_path / "out")
+    ]
+    assert len(files[0]) == 3 * 4 + 3 and files[0] == files[1]
+
+
+def test_label_pngs_of_a_taxonomy_have_one_depth(tmp_path):
+    names = from_names(["road", "car"])
+    large = replace(names, categories=(names.categories[0], replace(names.categories[1], id=300)))
+    outputs = Outputs(tmp_path, large, panoptic=False, overlay=False, force=False)
+    for name, k in (("a.png", 0), ("b.png", 1)):
+        labels = np.full((2, 3), k, np.int32)
+        outputs.write(name, np.zeros((2, 3, 3), np.uint8), Segmentation(labels, labels, [], large))
+    written = [np.asarray(Image.open(tmp_path / "labels" / name)) for name in ("a.png", "b.png")]
+    assert [(x.dtype, x.max()) for x in written] == [(np.uint16, 1), (np.uint16, 300)]
+
+
+def test_ids_of_images_are_their_numbers_where_these_are_their_own():
+    names = ["000139.png", "001.png", "1.png", "a/7.png", "²³.png"]
+    assert image_ids(names) == [139, "001", "1", "a/7", "²³"]
 
 
 def test_free_words_are_numbered_and_a_second_run_skips(command, tmp_path, capsys):

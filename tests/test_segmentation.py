@@ -1,6 +1,7 @@
 """Any image, any words: against evaluation's own path on a tiny model."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from lmseg_jax import assembly, postprocess, scoring, segmentation
+from lmseg_jax.datasets.card import load_card
 from lmseg_jax.datasets.sample import Sample
 from lmseg_jax.errors import UserError
 from lmseg_jax.label_space import of_card
@@ -85,6 +87,44 @@ def test_unions_subsets_and_cards_that_were_not_trained_on(model, image):
     assert len(model.segment(image, taxonomy="camvid").names) == 11
 
 
+@pytest.fixture
+def easy(model, monkeypatch):
+    """The model, but every query's segment counts."""
+    spaces = {k: replace(v, object_mask=0.0, overlap=0.0) for k, v in model.spaces.items()}
+    monkeypatch.setattr(model, "spaces", spaces)
+    return model
+
+
+def test_the_order_of_words_permutes_segments_only(easy, image):
+    words = ["sky", "sofa, couch", "zebra"]
+    first = easy.segment(image, words, task="panoptic")
+    second = easy.segment(image, words[::-1], task="panoptic")
+    classes = [[row["category_id"] for row in found.segments_info] for found in (first, second)]
+    assert len(classes[0]) > 1 and classes[0] == [2 - k for k in classes[1]]
+    assert (first.segments == second.segments).mean() > 0.995  # rounding decides between equals
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic"])
+def test_a_union_is_its_names_as_words(easy, image, task):
+    union = easy.segment(image, taxonomy="world_patterns+world_coarse", task=task)
+    things = [name for name, thing in zip(union.names, union.taxonomy.things, strict=True) if thing]
+    more = {"things": things} if task == "panoptic" else {}
+    words = easy.segment(image, union.names, task=task, **more)  # both at world_patterns' size
+    np.testing.assert_array_equal(union.labels, words.labels)
+    np.testing.assert_array_equal(union.segments, words.segments)
+    assert union.segments_info == words.segments_info
+
+
+def test_the_union_of_two_street_taxonomies_has_equal_names_once(model, image):
+    union = model.segment(image, taxonomy="ade20k+cityscapes")
+    ade20k, cityscapes = (load_card(name).taxonomy for name in ("ade20k", "cityscapes"))
+    assert len(set(union.names)) == len(union.names)
+    assert set(union.names) == {*ade20k.names, *cityscapes.names}
+    assert union.names[:150] == ade20k.names and len(union.names) < 150 + 19
+    assert [c.id for c in union.taxonomy.categories] == list(range(1, len(union.names) + 1))
+    assert union.labels.shape == image.shape[:2] and union.labels.min() >= 0
+
+
 def test_things_of_free_words_are_what_training_does_not_call_stuff(model, image):
     taxonomy = model.spaces["world_coarse"].taxonomy
     stuff = next(c.name for c in taxonomy.categories if not c.thing)
@@ -136,8 +176,9 @@ def test_pictures_of_every_kind_become_rgb(tmp_path):
     kinds = [grey, color, alpha, Image.fromarray(alpha), Image.fromarray(grey), turned]
     for kind in [*kinds, tmp_path / "a.png", str(tmp_path / "a.png")]:
         np.testing.assert_array_equal(segmentation.pixels(kind), color)
-    for wrong in (color / 255, np.zeros((2, 2, 2), np.uint8), np.zeros((0, 2, 3), np.uint8)):
-        with pytest.raises(UserError, match="image is"):
+    arrays = (color / 255, np.zeros((2, 2, 2), np.uint8), np.zeros((0, 2, 3), np.uint8))
+    for wrong in (*arrays, Image.fromarray(grey).convert("F"), Image.new("I", (3, 2), 70_000)):
+        with pytest.raises(UserError, match="image (is|has)"):
             segmentation.pixels(wrong)
 
 
