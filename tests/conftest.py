@@ -42,3 +42,13 @@ LONG = (
 def pytest_collection_modifyitems(items):
     """Puts the tests of long files first; the order within a file stays."""
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Lists which commands of README and docs were run, and which were parsed."""
+    passed = terminalreporter.getreports("passed")
+    said = [text for report in passed for key, text in report.user_properties if key == "documents"]
+    if said:
+        terminalreporter.section("commands of README and docs")
+        for text in sorted(said, key=lambda text: not text.startswith("run:")):
+            terminalreporter.line(text)

@@ -1,124 +1,90 @@
-"""Every command that README and docs show exists, takes its flags, and names a config that builds.
+"""Commands of README and docs: short ones are run where a reader would stand, others checked.
 
-`pytest -s tests/test_documents.py` prints what was run and what was parsed only.
+The end of pytest's output lists which.
 """
 
-import argparse
-import importlib.util
-import os
 import re
 import shlex
-from pathlib import Path
+import shutil
 
 import pytest
 
 from lmseg_jax import cli, configuration
+from tests import documents
+from tests.documents import PAGES, ROOT
+from tests.tiny_tree import write_tree
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(
-    [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("data/*.md")]
-    + [*ROOT.glob("launch/*.md")]
-)
-# They take seconds and no data. Others are parsed; what they do has tests of its own.
-RUN = ("lmseg data list",)
-# What stands for a name of the reader's, and the config that a page tells the reader to write.
-PLACES = {"CONFIG": "demo", "try.py:roads.toml,world_colors": "demo"}
-PLACES |= {"finetune:weights/maskformer,mine.toml": "finetune:worlds,mine.toml"}
-STARTS = ("python ", "lmseg ", "make ", "launch/", "sbatch ", "git ", "cd ", "pip ")
-
-
-def code(page):
-    """Lines of a page's indented and fenced code, continuations joined, comments cut."""
-    lines, fenced = [], False
-    for line in page.read_text().splitlines():
-        if line.startswith("```"):
-            fenced = not fenced
-        elif fenced or line.startswith("    "):
-            lines.append(line.strip())
-    return "\n".join(lines).replace("\\\n", " ").splitlines()
+# Commands that take seconds and no data but what `reader` has -> a file that each leaves there.
+RUN = {
+    "lmseg data list": "",
+    "lmseg data new --images mine/images --labels mine/labels": "mine.toml",
+    "lmseg data check mine.toml --root .": "",
+    "lmseg data show mine.toml --root . --augmented": "mine_train.png",
+    "lmseg taxonomy ade20k_panoptic coco_panoptic cityscapes_panoptic --output out/panoptic": (
+        "out/panoptic/report.md"
+    ),
+    "lmseg figure embeddings --checkpoint runs/demo --output embeddings.png": "embeddings.png",
+    "lmseg predict --checkpoint runs/demo --input photos --output out"
+    ' --classes "red disc; grass; ground, sand"': "out/overlays/0.png",
+}
+COMMANDS, PARTS = documents.shown(), documents.mentioned()
 
 
-def commands():
-    found = {}
-    for page in PAGES:
-        for line in code(page):
-            line = re.sub(r"\s+# .*", "", re.sub(r"^\$ ", "", line)).strip()
-            bare = re.sub(r"^([A-Z_]+=\S+ )+| \[--.*\]$| &$", "", line)
-            if bare.startswith(STARTS):
-                found.setdefault(" ".join(bare.split()), page.relative_to(ROOT))
-    return sorted(found.items())
-
-
-COMMANDS = commands()
-
-
-class Parsed(Exception):
-    """Ends a command right after its flags were read."""
-
-
-def check_flags(argv, monkeypatch):
-    """Hands a `lmseg` command line to its own parser and goes no further."""
-    whole = argparse.ArgumentParser.parse_known_args
-
-    def parse(self, *args, **kwargs):
-        found = whole(self, *args, **kwargs)
-        if self.prog.startswith("lmseg") and self.prog.count(" ") == 1:
-            raise Parsed
-        return found
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
-    with pytest.raises(Parsed):
-        cli.run(argv)
-
-
-def check_config(argv):
-    """Builds the config of a `lmseg_jax.main` command line and checks every value of it."""
-    options = configuration.parse([PLACES.get(argument, argument) for argument in argv])
-    if not any("mine" in argument for argument in argv):  # a card that the reader is to write
-        configuration.check(options.config)
-
-
-def check_file(path):
-    assert path.is_file() and os.access(path, os.X_OK), f"{path} is no program"
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A reader's folder: images with labels, photos, and "worlds" in place of the demo's run."""
+    folder = tmp_path_factory.mktemp("reader")
+    write_tree(folder / "tree")
+    for path in (folder / "tree/train").iterdir():
+        target = folder / "mine" / ("images" if path.suffix == ".jpg" else "labels") / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    shutil.copytree(ROOT / "lmseg_jax/assets/worlds", folder / "runs/demo")
+    (folder / "photos").mkdir()
+    shutil.copy(folder / "mine/images/0.jpg", folder / "photos")
+    return folder
 
 
 def test_the_pages_show_commands():
-    shown = {command.split()[0] for command, _ in COMMANDS}
-    assert {"make", "lmseg", "python"} <= shown and len(COMMANDS) > 20
+    programs = {command.split()[0] for command, _ in COMMANDS}
+    assert {"make", "lmseg", "python"} <= programs and len(COMMANDS) > 20 and len(PARTS) > 20
+    assert RUN.keys() <= dict(COMMANDS).keys()
+
+
+@pytest.mark.parametrize("command, file", RUN.items(), ids=RUN)
+def test_a_command_does_what_its_page_says(command, file, reader, monkeypatch, record_property):
+    monkeypatch.chdir(reader)
+    assert cli.main(shlex.split(command)[1:]) == 0
+    assert (reader / file).exists()
+    record_property("documents", f"run: {command} ({dict(COMMANDS)[command]})")
+
+
+def test_the_card_that_was_written_trains_as_the_readme_says(reader, monkeypatch):
+    """After those above: of the same folder."""
+    monkeypatch.chdir(reader)
+    (command,) = (text for text, _ in COMMANDS if "own_data:mine.toml," in text)
+    options = configuration.parse(shlex.split(command)[3:])
+    configuration.check(options.config)
+    assert options.config.data.train == ("mine.toml", "world_colors")
 
 
 @pytest.mark.parametrize("command, page", COMMANDS, ids=[command for command, _ in COMMANDS])
-def test_a_command_of_the_documents_can_be_given(command, page, monkeypatch, capsys):
-    program, *argv = shlex.split(command)
-    if command in RUN:
-        assert cli.main(argv) == 0
-        capsys.readouterr()
-        print(f"run: {command} ({page})")
-        return
-    if program == "lmseg":
-        check_flags(argv, monkeypatch)
-        configs = [argv[i + 1] for i, flag in enumerate(argv) if flag == "--config"]
-        for name in configs:
-            configuration.check(configuration.load(name))
-    elif program == "python" and argv[:2] == ["-m", "lmseg_jax.main"]:
-        check_config(argv[2:])
-    elif program == "python" and argv[0] == "-c":
-        compile(argv[1], command, "exec")
-    elif program == "python" and argv[0] == "-m":
-        assert importlib.util.find_spec(argv[1]), f"no module {argv[1]}"
-    elif program == "python":
-        assert (ROOT / argv[0]).is_file(), f"no file {argv[0]}"
-    elif program == "make":
-        makefile = (ROOT / "Makefile").read_text()
-        for target in argv:
-            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"no target {target}"
-    elif program.startswith("launch/"):
-        check_file(ROOT / program)
-    elif program == "sbatch":
-        check_file(ROOT / next(part for part in argv if part.startswith("launch/")))
-    else:
-        assert program in ("git", "cd", "pip"), program
-    print(f"parsed: {command} ({page})")
+def test_a_command_of_the_documents_can_be_given(command, page, monkeypatch, record_property):
+    documents.check(command, monkeypatch, whole=True)
+    if command not in RUN:
+        record_property("documents", f"parsed: {command} ({page})")
+
+
+@pytest.mark.parametrize("part, page", PARTS, ids=[part for part, _ in PARTS])
+def test_a_command_in_a_sentence_can_be_given(part, page, monkeypatch, record_property):
+    documents.check(part, monkeypatch, whole=False)
+    record_property("documents", f"parsed: {part} ({page})")
+
+
+def test_the_readme_lists_every_config():
+    listed = re.findall(r"^\| `configs/(\w+)\.py` \|", (ROOT / "README.md").read_text(), re.M)
+    there = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "base"}
+    assert sorted(listed) == sorted(there)
 
 
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
