@@ -70,9 +70,10 @@ def check(command, monkeypatch, *, whole):
     if program == "--config":
         configuration.check(configuration.load(argv[0]))
     elif program == "lmseg":
-        check_flags(argv, monkeypatch, whole=whole)
+        rest = flags_left(argv, monkeypatch, whole=whole)
+        assert all(flag.startswith("--config.") for flag in rest), f"unknown: {rest}"
         for name in (argv[i + 1] for i, flag in enumerate(argv) if flag == "--config"):
-            configuration.check(configuration.load(name))
+            configuration.check(configuration.load(name, rest))
     elif program == "python" and argv[:2] == ["-m", "lmseg_jax.main"]:
         options = configuration.parse(argv[2:])
         if any(argument.endswith(".toml") for argument in re.split("[:,]", ",".join(argv))):
@@ -99,8 +100,8 @@ class Parsed(Exception):
     """Ends a command right after its flags were read."""
 
 
-def check_flags(argv, monkeypatch, *, whole):
-    """Hands a `lmseg` command line to its own parser and goes no further."""
+def flags_left(argv, monkeypatch, *, whole):
+    """What its own parser does not know of a `lmseg` command line; the command goes no further."""
     read = argparse.ArgumentParser.parse_known_args
 
     def parse(self, *args, **kwargs):
@@ -109,9 +110,10 @@ def check_flags(argv, monkeypatch, *, whole):
                 part.required = False
         found = read(self, *args, **kwargs)
         if self.prog.startswith("lmseg") and self.prog.count(" ") == 1:
-            raise Parsed
+            raise Parsed(found[1])
         return found
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
-    with pytest.raises(Parsed):
+    with pytest.raises(Parsed) as ended:
         cli.run(argv)
+    return ended.value.args[0]
