@@ -14,6 +14,7 @@ from lmseg_jax import configuration, report, sharding, state, tokenizer
 from lmseg_jax.datasets.card import DatasetCard, load_card
 from lmseg_jax.datasets.formats import open_source
 from lmseg_jax.datasets.sample import VOID, Sample
+from lmseg_jax.datasets.source import first
 from lmseg_jax.datasets.world import WorldSource
 from lmseg_jax.errors import UserError
 from lmseg_jax.optimizer import make_optimizer
@@ -112,20 +113,6 @@ def evaluation_sets(config: ConfigDict, cards: list[DatasetCard]) -> list[Evalua
     return sets
 
 
-class First:
-    """The first samples of a source."""
-
-    def __init__(self, source, count: int):
-        self.source = source
-        self.count = min(count, len(source)) if count else len(source)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int):
-        return self.source[index]
-
-
 def without_truth(sample: Sample) -> Sample:
     """The same image with every pixel void, so that it can be asked in any words."""
     nothing = np.zeros(0, np.int32)
@@ -150,7 +137,7 @@ def worlds_by_taxonomies(
 
     def relabel(scenes: EvaluationSet, words: EvaluationSet):
         source = WorldSource(scenes.card, config.data.evaluate_split, labels=words.card)
-        return First(source, config.data.evaluate_limit)
+        return first(source, config.data.evaluate_limit)
 
     return cross_table(network, sets, relabel, config)
 

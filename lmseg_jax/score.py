@@ -9,13 +9,14 @@ from pathlib import Path
 
 from lmseg_jax import report
 from lmseg_jax.datasets.card import DatasetCard, load_card
-from lmseg_jax.datasets.formats import Source, open_source
+from lmseg_jax.datasets.formats import open_source
 from lmseg_jax.datasets.predictions import (
     PanopticPredictions,
     SemanticPredictions,
     open_predictions,
 )
 from lmseg_jax.datasets.sample import semantic_map
+from lmseg_jax.datasets.source import Source
 from lmseg_jax.errors import UserError
 from lmseg_jax.metrics import PanopticMetric, SemanticMetric
 

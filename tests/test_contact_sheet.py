@@ -4,7 +4,7 @@ import numpy as np
 
 from lmseg_jax.contact_sheet import contact_sheet
 from lmseg_jax.datasets.card import load_card
-from lmseg_jax.datasets.formats import semantic_sample
+from lmseg_jax.datasets.source import semantic_sample
 from lmseg_jax.pipeline.augmentation import Crop
 
 

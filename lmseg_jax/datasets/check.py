@@ -13,7 +13,8 @@ import numpy as np
 
 from lmseg_jax.datasets.card import DatasetCard
 from lmseg_jax.datasets.files import MissingRoot
-from lmseg_jax.datasets.formats import Source, UnmappedLabel, open_source
+from lmseg_jax.datasets.formats import open_source
+from lmseg_jax.datasets.source import Source, UnmappedLabel
 from lmseg_jax.errors import UserError
 from lmseg_jax.taxonomy import plain
 from lmseg_jax.tokenizer import BACKGROUND, longest_name, vocabulary

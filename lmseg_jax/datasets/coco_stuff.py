@@ -6,8 +6,8 @@ import numpy as np
 
 from lmseg_jax.datasets.card import DatasetCard
 from lmseg_jax.datasets.file_source import SemanticFiles, class_table, shortened, to_classes
-from lmseg_jax.datasets.formats import UnmappedLabel
 from lmseg_jax.datasets.images import MAX_PIXELS
+from lmseg_jax.datasets.source import UnmappedLabel
 from lmseg_jax.errors import UserError
 
 NAMES = 172  # of release v1.0: unlabelled, 80 things, 91 stuff

@@ -8,9 +8,9 @@ import numpy as np
 
 from lmseg_jax.datasets.card import LARGEST_ID, DatasetCard
 from lmseg_jax.datasets.files import check_root, entries
-from lmseg_jax.datasets.formats import UnmappedLabel, semantic_sample
 from lmseg_jax.datasets.images import read_image, read_size
 from lmseg_jax.datasets.sample import VOID, Sample
+from lmseg_jax.datasets.source import UnmappedLabel, semantic_sample
 from lmseg_jax.errors import UserError
 
 UNMAPPED = -3  # marks, in a table of classes, what is neither a class nor void

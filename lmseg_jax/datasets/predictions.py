@@ -9,9 +9,9 @@ import numpy as np
 
 from lmseg_jax.datasets.card import DatasetCard
 from lmseg_jax.datasets.file_source import class_table, shortened
-from lmseg_jax.datasets.formats import Source
 from lmseg_jax.datasets.images import ColoredLabels, read_indices
 from lmseg_jax.datasets.panoptic_png import COLUMNS, read_annotations, read_segments
+from lmseg_jax.datasets.source import Source
 from lmseg_jax.errors import UserError
 
 LIST = "predictions.json"

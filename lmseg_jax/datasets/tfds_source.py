@@ -13,9 +13,9 @@ import numpy as np
 from lmseg_jax.datasets.card import DatasetCard, check_inside
 from lmseg_jax.datasets.file_source import class_table, to_classes
 from lmseg_jax.datasets.files import check_root
-from lmseg_jax.datasets.formats import semantic_sample
 from lmseg_jax.datasets.images import read_image, read_indices
 from lmseg_jax.datasets.sample import Sample
+from lmseg_jax.datasets.source import semantic_sample
 from lmseg_jax.datasets.table import Table
 from lmseg_jax.errors import UserError
 

@@ -9,8 +9,9 @@ import pytest
 
 from lmseg_jax.data_command import main
 from lmseg_jax.datasets.card import load_card
-from lmseg_jax.datasets.formats import UnmappedLabel, open_source
+from lmseg_jax.datasets.formats import open_source
 from lmseg_jax.datasets.sample import semantic_map
+from lmseg_jax.datasets.source import UnmappedLabel
 from lmseg_jax.errors import UserError
 from lmseg_jax.pipeline.batches import Feed, Loader
 from lmseg_jax.pipeline.buckets import Plan
