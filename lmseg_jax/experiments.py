@@ -235,8 +235,8 @@ def run_all(
         return 0
 
     with ThreadPoolExecutor(jobs, initializer=settle) as pool:
-        begun = [pool.submit(follow, chain) for chain in chains.values()]
         try:
+            begun = [pool.submit(follow, chain) for chain in chains.values()]
             statuses = [future.result() for future in begun]
         except KeyboardInterrupt:  # it came to the runs, too, which now save what they have
             stopped.set()

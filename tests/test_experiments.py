@@ -1,10 +1,12 @@
 """The suites, their costs, tables and verdicts; one row is run for real."""
 
+import _thread
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -274,6 +276,24 @@ def test_nothing_is_begun_after_a_run_that_was_stopped_or_failed():
     with pytest.raises(UserError, match="it failed"):
         experiments.run_all(named("multi_head", "plain", "single"), run, jobs=1)
     assert begun == ["lmseg", "no_daa", "multi_head", "plain"]
+
+
+def test_ctrl_c_waits_for_the_runs_under_way_and_begins_no_other():
+    begun, ended, told = [], [], threading.Event()
+
+    def run(number, seed, row):
+        begun.append(row.name)
+        if len(begun) == 2:
+            _thread.interrupt_main()  # what Ctrl-C does to the command; the runs get it, too
+            told.set()
+        told.wait(timeout=60)
+        time.sleep(0.5)  # saves what it has
+        ended.append(row.name)
+        return 130
+
+    rows = named("lmseg", "plain", "single", "no_daa")
+    assert experiments.run_all(rows, run, jobs=2) == experiments.STOPPED
+    assert sorted(begun) == sorted(ended) == ["lmseg", "plain"]
 
 
 @pytest.mark.parametrize("jobs", [0, 10_000])
