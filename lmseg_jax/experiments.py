@@ -26,7 +26,7 @@ from lmseg_jax.errors import UserError
 from lmseg_jax.main import usable_cores
 from lmseg_jax.suites import Row, Suite
 
-SPEED = 46.0  # images a second of the demo's model on two cores, docs/results.md
+SPEED = 0.64  # megapixels a second of the demo's crops on two cores, docs/results.md
 START = 100  # seconds of a run that are not updates: compilation, evaluation
 PLACE = ("mesh.", "log.", "checkpoint.", "data.root", "data.workers", "data.threads")
 PLACE += ("evaluation.batch", "evaluation.pictures", "seed")
@@ -123,19 +123,20 @@ def cost(row: Row, flags: Sequence[str]) -> dict:
     """What a row's models see in training together, and a hash of everything that makes them.
 
     Returns:
-      `updates`, `images` and `recipe`. Keys with the value of configs/base.py, and those that say
-      where and how fast, are no part of the recipe.
+      `updates`, `images`, `megapixels` of their crops, and `recipe`. Keys with the value of
+      configs/base.py, and those that say where and how fast, are no part of the recipe.
     """
-    updates, images, keys = 0, 0, []
+    updates, images, megapixels, keys = 0, 0, 0.0, []
     base = configuration.flat(configuration.load("base"))
     for config in configs_of(row, flags):
         updates += config.optimizer.steps
         images += config.optimizer.steps * config.batching.batch
+        megapixels += config.optimizer.steps * plan.update_pixels(config) / 1e6
         values = configuration.flat(config)
         keys.append({k: v for k, v in values.items() if v != base[k] and not k.startswith(PLACE)})
     text = json.dumps([keys, row.flags, row.pretraining], sort_keys=True)
     recipe = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return {"updates": updates, "images": images, "recipe": recipe}
+    return {"updates": updates, "images": images, "megapixels": megapixels, "recipe": recipe}
 
 
 def configs_of(row: Row, flags: Sequence[str]) -> list[ConfigDict]:
@@ -186,13 +187,14 @@ def announce(
     """What there is, what is still to be trained, and about how long that takes."""
     trained = [row for _, row in missing if not row.of]
     images = sum(costs[row.name]["images"] for row in trained)
-    minutes = (images / SPEED + START * len(trained)) / 60
+    megapixels = sum(costs[row.name]["megapixels"] for row in trained)
+    minutes = (megapixels / SPEED + START * len(trained)) / 60
     pretrainings = sorted({row.pretraining for row in trained if row.pretraining})
     before = f"; first {', '.join(pretrainings)}, if not done yet" if pretrainings else ""
     return (
         f"{len(runs)} runs, {len(runs) - len(missing)} finished; to do: {len(trained)} trainings "
         f"of {images:,} images in all: about {minutes:.0f} minutes where, as on two cores, the "
-        f"demo's model sees {SPEED:.0f} images/s{before}"
+        f"demo's model sees {SPEED} megapixels of crops a second{before}"
     )
 
 

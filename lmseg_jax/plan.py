@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -190,6 +191,15 @@ def update_flops(config: ConfigDict) -> float:
     found = programs.of_update(config, cards, mesh, buckets=buckets)
     flops = {program.name: program.flops for program in found}
     return sum(mean_flops(plan, updates_of(plan, config), flops))
+
+
+def update_pixels(config: ConfigDict) -> float:
+    """Pixels of all crops of the mean update."""
+    _, plan = batch_plan(config, assembly.load_cards(config))
+    updates = updates_of(plan, config)
+    areas = [math.prod(shape) for shape in plan.shapes]
+    pieces = [piece for pieces in updates for piece in pieces]
+    return sum(len(piece) * areas[piece.rows[0][0]] for piece in pieces) / len(updates)
 
 
 def _images(pieces: Sequence[Piece], sources: int) -> list[int]:

@@ -130,7 +130,8 @@ def test_asked_rows_bring_those_whose_models_they_score():
 
 def test_what_is_to_be_done_is_said_before():
     rows = {row.name: row for row in WORLDS.rows}
-    costs = {name: {"images": 46 * 60} for name in rows}
+    megapixels = 60 * experiments.SPEED
+    costs = {name: {"images": 2760, "megapixels": megapixels} for name in rows}
     runs = [(0, rows[name]) for name in ("lmseg", "manual", "manual_union", "shuffled")]
     text = experiments.announce(runs, runs[1:], costs)
     assert "4 runs, 1 finished; to do: 2 trainings of 5,520 images" in text

@@ -1,11 +1,12 @@
 import json
+import math
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
 
-from lmseg_jax import flops, plan, programs, sharding
+from lmseg_jax import configuration, flops, plan, programs, sharding
 from lmseg_jax.datasets.card import load_card
 from lmseg_jax.errors import UserError
 from lmseg_jax.programs import Program
@@ -112,3 +113,11 @@ def test_a_wrong_flag_is_named(arguments, words, monkeypatch):
 def test_a_mesh_that_does_not_fit_names_what_does():
     with pytest.raises(UserError, match="batching.multiple = 4"):
         plan.main(["--config", "demo", "--devices", "8", "--config.batching.multiple=4"])
+
+
+def test_pixels_of_an_update_are_those_of_its_crops():
+    config = configuration.load("demo")  # four images of each world
+    areas = [math.prod(load_card(name).train.crop) for name in config.data.train]
+    assert plan.update_pixels(config) == 4 * sum(areas)
+    config = configuration.load("camvid_facade", ["--config.batching.weights=1,3"])
+    assert plan.update_pixels(config) == 8 * 192 * 256
