@@ -173,7 +173,7 @@ def initial_state(
     def create():
         return state.weights(config.model, config.seed, vocabulary=vocabulary)
 
-    params, frozen = jax.eval_shape(create)
+    params, frozen = state.shapes(config.model, vocabulary)
     shardings = sharding.state_shardings(jax.eval_shape(begin, params, frozen), mesh)
     known = tuple(dict(half) for half in begun)
     for part, halves in pretrained(config, params, frozen).items():
@@ -194,9 +194,7 @@ def abstract_state(
 ) -> tuple[state.TrainState, state.TrainState]:
     """The state before the first update as `jax.ShapeDtypeStruct`s, and its shardings."""
     optimizer = make_optimizer(config.optimizer)
-    params, frozen = jax.eval_shape(
-        lambda: state.weights(config.model, config.seed, vocabulary=vocabulary)
-    )
+    params, frozen = state.shapes(config.model, vocabulary)
     average = config.optimizer.average > 0
     begun = jax.eval_shape(
         lambda params, frozen: state.start(params, frozen, optimizer, average=average),

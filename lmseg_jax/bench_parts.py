@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lmseg_jax import losses, matcher
+from lmseg_jax.models.keys import Rngs
 from lmseg_jax.state import TrainState, merge
 from lmseg_jax.step import compiler_options
 
@@ -79,7 +80,7 @@ def measure(
             {"embeddings": features["text"], "valid": valid},
             jnp.zeros(b, jnp.int32),
             valid=jnp.ones((b, 4 * height, 4 * width), bool),
-            rngs=nnx.Rngs(dropout=key),
+            rngs=Rngs(key),
         )
 
     def names(whole, part):

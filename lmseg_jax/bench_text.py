@@ -61,9 +61,7 @@ def plain_embeddings(model: LMSeg, tokens: Array, index: Array) -> Array:
 def count(config: ConfigDict, vocabulary: dict[str, np.ndarray]) -> Count:
     """Counts both forms in their jaxprs; nothing is computed or compiled."""
     graphdef = state.graph(config.model, vocabulary)
-    params, frozen = jax.eval_shape(
-        lambda: state.weights(config.model, config.seed, vocabulary=vocabulary)
-    )
+    params, frozen = state.shapes(config.model, vocabulary)
     tokens, index, valid = (vocabulary[key] for key in ("tokens", "index", "valid"))
     real = [row[: np.sum(used) - 1] for row, used in zip(index, valid, strict=True)]
     real = np.concatenate(real)  # background, each dataset's last, left out

@@ -19,6 +19,9 @@ from absl import logging
 from lmseg_jax.errors import UserError
 
 UNFINISHED = "*.orbax-checkpoint-tmp*"  # what a killed process leaves behind
+# Bytes of a slice from which replicas share the writing of an array; each shape is one more
+# program to compile, so a small array is written by its first replica.
+SHARED = 2**22
 
 
 class Checkpoints:
@@ -35,11 +38,8 @@ class Checkpoints:
         self.every = every
         self.writing = False
         self._remove_unfinished()
-        self.manager = _manager(
-            self.folder,
-            ocp.StandardCheckpointHandler(),
-            ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-        )
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self.manager = _manager(self.folder, options)
 
     def save(self, step: int, state, run: dict, *, force: bool = False) -> bool:
         """Starts to write a checkpoint if one is due; the arrays may be donated afterwards.
@@ -62,7 +62,7 @@ class Checkpoints:
             return False
         saved = {path: _saveable(leaf) for path, leaf in _flat(state).items() if np.size(leaf)}
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(_nested(saved)), run=ocp.args.JsonSave(run)
+            state=ocp.args.PyTreeSave(_nested(saved)), run=ocp.args.JsonSave(run)
         )
         with self._failures():
             self.writing = self.manager.save(step, args=arguments, force=True)
@@ -87,7 +87,9 @@ class Checkpoints:
         wanted = _flat(abstract_state)
         _compare(wanted, _stored(self.manager, step), self.folder / str(step))
         target = {path: _target(leaf) for path, leaf in wanted.items() if np.size(leaf)}
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(_nested(target)))
+        target = _nested(target)
+        options = ocp.checkpoint_utils.construct_restore_args(target)
+        arguments = ocp.args.Composite(state=ocp.args.PyTreeRestore(target, restore_args=options))
         found = _flat(self.manager.restore(step, args=arguments)["state"])
         leaves = [found[path] if path in found else _empty(wanted[path]) for path in wanted]
         return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
@@ -150,8 +152,7 @@ def read_weights(
     """
     folder = Path(folder).resolve()
     step = _existing(folder, step)
-    # a manager that has saved with the standard handler refuses a partial read: open a fresh one
-    manager = _manager(folder, ocp.PyTreeCheckpointHandler(), _reading())
+    manager = _manager(folder, _reading())
     stored = _stored(manager, step)
     stored = {path: leaf for path, leaf in stored.items() if path.split("/")[0] in names}
     if expected is not None:
@@ -233,16 +234,24 @@ def read_run(folder: str | Path, *, step: int | None = None) -> dict:
     """
     folder = Path(folder).resolve()
     step = _existing(folder, step)
-    manager = _manager(folder, ocp.StandardCheckpointHandler(), _reading())
+    manager = _manager(folder, _reading())
     run = _read_run(manager, step)
     manager.close()
     return run
 
 
-def _manager(folder: Path, handler, options) -> ocp.CheckpointManager:
+def _manager(folder: Path, options) -> ocp.CheckpointManager:
     """Opens a folder without the library's notes; what is an error is raised, too."""
     logging.set_verbosity(logging.FATAL)
-    handlers = {"state": handler, "run": ocp.JsonCheckpointHandler()}
+    kinds = ocp.type_handlers
+    registry = kinds.create_type_handler_registry(
+        (jax.Array, kinds.ArrayHandler(min_slice_bytes_for_replica_parallel=SHARED)),
+        (np.ndarray, kinds.NumpyHandler()),
+    )
+    handlers = {
+        "state": ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
+        "run": ocp.JsonCheckpointHandler(),
+    }
     return ocp.CheckpointManager(folder, item_handlers=handlers, options=options)
 
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from lmseg_jax import state
 from lmseg_jax.errors import UserError
+from lmseg_jax.models.keys import Rngs
 from lmseg_jax.models.lmseg import BACKBONES, known
 from lmseg_jax.models.text_encoder import TextEncoder
 from lmseg_jax.pretrained import converted, sources, weights
@@ -66,14 +67,14 @@ def towers(source: str, form: str) -> tuple[Converted, list[str]]:
         sizes = read.image_config
         make = known(BACKBONES, read.backbone, "backbone")
         params["backbone"], frozen["backbone"] = _filled(
-            lambda: make(**sizes, norm="frozen", rngs=nnx.Rngs(0)), weights.fill_image, read
+            lambda: make(**sizes, norm="frozen", rngs=Rngs(0)), weights.fill_image, read
         )
         model |= {"backbone": read.backbone, "resnet": sizes | {"norm": "frozen"}}
         lines.append(_told("image tower", sizes, (params["backbone"], frozen["backbone"])))
     if read.text_config:
         text = read.text_config
         params_of_text, rest = _filled(
-            lambda: TextEncoder(**text, rngs=nnx.Rngs(0)), weights.fill_text, read
+            lambda: TextEncoder(**text, rngs=Rngs(0)), weights.fill_text, read
         )
         frozen["text_encoder"] = state.join(params_of_text, rest)  # it never trains
         model["text"] = dict(text)

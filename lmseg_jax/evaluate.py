@@ -35,9 +35,7 @@ def trained(config: ConfigDict, workdir: Path) -> tuple[Network, list[Evaluation
     sets = assembly.evaluation_sets(config, cards)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, multiple=config.batching.multiple)
     vocabulary = assembly.vocabulary_of(config, cards)
-    params, frozen = jax.eval_shape(
-        lambda: state.weights(config.model, config.seed, vocabulary=vocabulary)
-    )
+    params, frozen = state.shapes(config.model, vocabulary)
     folder = workdir / assembly.CHECKPOINTS
     name = "average" if config.optimizer.average else "params"
     expected = {name: params, "frozen": frozen}

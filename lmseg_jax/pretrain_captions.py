@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from lmseg_jax import tokenizer
 from lmseg_jax.models.clip import Clip
+from lmseg_jax.models.keys import Rngs
 from lmseg_jax.models.norms import Constant
 from lmseg_jax.pipeline import crops as crops_module
 from lmseg_jax.pipeline.crops import Crops
@@ -39,7 +40,7 @@ def make_model(config: ConfigDict) -> Clip:
         depths=resnet.depths,
         width=resnet.width,
         text=text,
-        rngs=nnx.Rngs(config.seed),
+        rngs=Rngs(config.seed),
     )
 
 

@@ -15,6 +15,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from lmseg_jax.models.clip import Classifier
+from lmseg_jax.models.keys import Rngs
 from lmseg_jax.models.norms import Constant
 from lmseg_jax.pipeline import crops as crops_module
 from lmseg_jax.pipeline.crops import WORDS, Crops
@@ -30,7 +31,7 @@ def make_model(config: ConfigDict) -> Classifier:
         sum(map(len, WORDS.values())),
         depths=config.model.resnet.depths,
         width=config.model.resnet.width,
-        rngs=nnx.Rngs(config.seed),
+        rngs=Rngs(config.seed),
     )
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from lmseg_jax.models.heads import TEMPERATURES
+from lmseg_jax.models.keys import Rngs
 from lmseg_jax.models.lmseg import TEXT_PARTS, build
 
 # The text tower never trains; frozen norms and running statistics are no `Param`s at all.
@@ -81,7 +82,7 @@ def _structure(
 ) -> tuple[nnx.GraphDef, nnx.GraphDef, tuple[dict, dict]]:
     """The graph, the graph without the parts that only read text, and shapes."""
     tables = {} if union is None else {"names": names, "union": np.array(union, np.int32)}
-    model = nnx.eval_shape(lambda: build(config, **tables, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: build(config, **tables, rngs=Rngs(0)))
     graphdef, params, frozen = nnx.split(model, TRAINABLE, ...)
     for part in TEXT_PARTS:
         if hasattr(model, part):
@@ -98,7 +99,7 @@ def weights(
     config: ConfigDict, seed: int, *, vocabulary: Vocabulary | None = None
 ) -> tuple[dict, dict]:
     """Random weights of `config.model`: (params, frozen). For `vocabulary` see `graph`."""
-    model = build(config, **class_tables(vocabulary), rngs=nnx.Rngs(seed))
+    model = build(config, **class_tables(vocabulary), rngs=Rngs(seed))
     _, params, frozen = nnx.split(model, TRAINABLE, ...)
     return nnx.to_pure_dict(params), nnx.to_pure_dict(frozen)
 

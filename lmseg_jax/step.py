@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lmseg_jax import losses, sharding
+from lmseg_jax.models.keys import Rngs
 from lmseg_jax.state import TrainState, merge, project
 
 # XLA's CPU compiler removes barriers before it merges equal computations and fuses their parts. So
@@ -114,7 +115,7 @@ def make_step(
                 {"embeddings": embeddings, "valid": text["valid"]},
                 bucket["dataset"],
                 valid=bucket["segments"] != -2,
-                rngs=nnx.Rngs(dropout=key),
+                rngs=Rngs(key),
             )
             return losses.total_loss(
                 predictions,

@@ -8,6 +8,7 @@ from flax import nnx
 
 from lmseg_jax import tokenizer
 from lmseg_jax.errors import UserError
+from lmseg_jax.models.keys import Rngs
 from lmseg_jax.models.text_encoder import TextEncoder
 from lmseg_jax.pretrained import safetensors_file, sources, weights
 
@@ -28,7 +29,7 @@ def embed(source: str, names: Sequence[str], *, template: str) -> np.ndarray:
     if not read.text_config:
         raise UserError(f"--text {source}: has no text tower; it is {read.names.words}")
     graphdef, abstract = nnx.split(
-        nnx.eval_shape(lambda: TextEncoder(**read.text_config, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda: TextEncoder(**read.text_config, rngs=Rngs(0)))
     )
     tree = weights.fill_text(read, nnx.to_pure_dict(abstract))
     tokens = tokenizer.tokenize_full([template.replace("{name}", name) for name in names])

@@ -5,6 +5,7 @@ import pytest
 from flax import nnx
 
 from lmseg_jax.models.category_decoder import ORDERS, QUERIES, CategoryDecoder
+from lmseg_jax.models.keys import Rngs
 from lmseg_jax.models.layers import sine_positions
 
 
@@ -158,7 +159,7 @@ def test_layers_computed_twice_draw_the_same_dropout():
         graphdef, weights = nnx.split(model)
 
         def loss(weights, graphdef=graphdef):
-            model, rngs = nnx.merge(graphdef, weights), nnx.Rngs(dropout=jax.random.key(1))
+            model, rngs = nnx.merge(graphdef, weights), Rngs(jax.random.key(1))
             return jnp.mean(jnp.abs(model(**given, rngs=rngs)))
 
         gradients.append(jax.jit(jax.grad(loss))(weights))
