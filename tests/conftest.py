@@ -9,16 +9,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a network
 # Kept programs spare the processes that tests start, and the next run, their compilation.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-# Tests compile much and compute little: unoptimised programs more than halve their time.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # `from configs import base` and `import lmseg_jax` from a checkout
+    sys.path.insert(0, str(ROOT))
+
+from tests.quick import QUICK  # noqa: E402
+
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 
 import jax  # noqa: E402
 from absl import flags  # noqa: E402
-
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:  # `from configs import base` and `import lmseg_jax` from a checkout
-    sys.path.insert(0, str(ROOT))
 
 jax.config.update("jax_num_cpu_devices", 8)  # meshes take the first n
 jax.config.update("jax_numpy_rank_promotion", "raise")

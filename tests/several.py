@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 
 from lmseg_jax import logs
+from tests.quick import QUICK
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "tests" / "runs" / "worlds.py"
-# Unoptimised programs: a run of seconds compiles longer than it computes.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 # One layer less, one evaluated image: the smallest run with every part.
 SMALL = (
     "--config.model.decoder.layers=1",

@@ -12,12 +12,10 @@ from PIL import Image
 
 from lmseg_jax import logs
 from lmseg_jax.datasets.card import load_card
+from tests.quick import QUICK
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLE = "## Your own data in ten minutes"
-# One device, and programs that are compiled quickly: compiling is most of the time.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-QUICK += " --xla_force_host_platform_device_count=1"
 
 
 def blocks():
@@ -56,7 +54,7 @@ def test_the_walk_through_leads_from_a_folder_to_training_with_a_world(tmp_path)
     environment = os.environ | {
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": QUICK,
+        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count=1",
     }
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
     ran = 0
