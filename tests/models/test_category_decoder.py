@@ -163,5 +163,7 @@ def test_layers_computed_twice_draw_the_same_dropout():
             return jnp.mean(jnp.abs(model(**given, rngs=rngs)))
 
         gradients.append(jax.jit(jax.grad(loss))(weights))
+    # of the keys' biases, which move no softmax, there is nothing but rounding: one scale for all
+    scale = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(gradients[0]))
     for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * np.abs(a).max())
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * scale)
