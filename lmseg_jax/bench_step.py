@@ -27,7 +27,7 @@ from lmseg_jax.step import Step, run_update
 
 HEADS = ("linear", "text")
 GRID = 8  # segments are made of 8 x 8 squares
-PRODUCTS = 3  # large matrix products after each update, of which the best counts
+PRODUCTS = 3  # large matrix products before and after each update
 
 
 def paper_config(head: str, *, batch: int, slots: int, overrides: tuple[str, ...] = ()):
@@ -132,21 +132,22 @@ class Update:
 
 
 class Peak:
-    """The best speed of a large f32 matrix product so far; side: of its square matrices."""
+    """The speed of a large f32 matrix product; side: of its square matrices."""
 
     def __init__(self, side: int):
-        self.side, self.best = side, 0.0
+        self.side = side
         self._matrix = jax.random.normal(jax.random.key(0), (side, side))
         self._product = jax.jit(jnp.matmul)
         self._product(self._matrix, self._matrix).block_until_ready()
 
-    def run(self) -> None:
-        """A few products more."""
+    def run(self) -> list[float]:
+        """GFLOP/s of a few products."""
+        found = []
         for _ in range(PRODUCTS):
             began = time.perf_counter()
             self._product(self._matrix, self._matrix).block_until_ready()
-            gflop = 2 * self.side**3 / 1e9
-            self.best = max(self.best, gflop / (time.perf_counter() - began))
+            found.append(2 * self.side**3 / 1e9 / (time.perf_counter() - began))
+        return found
 
 
 def measure(config: ConfigDict, *, size: int, targets: int, runs: int, side: int = 2048) -> dict:
@@ -161,15 +162,18 @@ def measure(config: ConfigDict, *, size: int, targets: int, runs: int, side: int
     """
     update, peak = Update(config, size=size, targets=targets), Peak(side)
     update.run()
-    times = []
+    times, speeds = [], [peak.run()]
     for _ in range(runs):
-        peak.run()
         times.append(update.run())
-    peak.run()
+        speeds.append(peak.run())
     # before the parts, which keep arrays of their own
     unit = 1 if sys.platform == "darwin" else 2**10  # of ru_maxrss, bytes
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-    median = statistics.median(times)
+    median, best = statistics.median(times), max(map(max, speeds))
+    shares = [
+        update.gflop / seconds / statistics.median(before + after)
+        for seconds, before, after in zip(times, speeds[:-1], speeds[1:], strict=True)
+    ]
     parts = bench_parts.measure(
         config,
         state.graph(config.model, update.vocabulary),
@@ -196,8 +200,9 @@ def measure(config: ConfigDict, *, size: int, targets: int, runs: int, side: int
         "max_s": max(times),
         "times_s": times,
         "gflop": update.gflop,
-        "peak_gflops": peak.best,
-        "fraction": update.gflop / median / peak.best,
+        "peak_gflops": best,
+        "fraction": update.gflop / median / best,
+        "fraction_in_turns": statistics.median(shares),
         "temp_mb": update.temp_mb,
         "rss_mb": rss,
         "compile_s": update.compile_s,
@@ -221,7 +226,8 @@ def table(found: dict) -> str:
         f"an update: median {median:.3f} s of {found['runs']}, {found['min_s']:.3f} to "
         f"{found['max_s']:.3f}; loss {found['loss']:.3f}",
         f"{gflop:.1f} GFLOP at {gflop / median:.1f} GFLOP/s, {found['fraction']:.1%} of "
-        f"{found['peak_gflops']:.1f} GFLOP/s, the best f32 matrix product between the updates",
+        f"{found['peak_gflops']:.1f} GFLOP/s, the best f32 matrix product between the updates; "
+        f"{found['fraction_in_turns']:.1%} of those right before and after each (medians)",
         f"memory: {found['temp_mb']:.0f} MiB of temporaries in the largest program, "
         f"{found['rss_mb']:.0f} MiB of the process at most; {found['compile_s']:.0f} s to compile",
         "",

@@ -53,6 +53,20 @@ def scale_by_path(factor) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def clip_by_norm(limit: float) -> optax.GradientTransformation:
+    """Gradients g times min(1, limit / |g|), |g| the norm of all of them.
+
+    `optax.clip_by_global_norm` divides every element, which the CPU's compiler does once for all
+    readers: a copy of the gradients, and two and a half times the time of an update of parameters.
+    """
+
+    def update(updates, state, params=None):
+        del params
+        return optax.tree.scale(jnp.minimum(1, limit / optax.tree.norm(updates)), updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """clip(global norm) -> Adam -> decoupled decay -> per-group and scheduled rate.
 
@@ -62,7 +76,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     Source: LMSeg Sec. 4.1; MaskFormer's parameter groups.
     """
     return optax.chain(
-        optax.clip_by_global_norm(config.clip),
+        clip_by_norm(config.clip),
         optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
         optax.add_decayed_weights(
             config.decay,

@@ -20,14 +20,18 @@ from lmseg_jax import losses, sharding
 from lmseg_jax.models.keys import Rngs
 from lmseg_jax.state import TrainState, merge, project
 
-# XLA's CPU compiler removes barriers before it merges equal computations and fuses their parts. So
-# it would keep what `remat` computes again, and compute again what `layers` has finished.
-KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+CPU_OPTIONS = {
+    # The CPU's compiler removes barriers before it merges equal computations and fuses their parts.
+    # So it would keep what `remat` computes again, and compute again what `layers` has finished.
+    "xla_disable_hlo_passes": "cse_barrier_expander",
+    # It would copy donated moments for the parameters' sake, which read them first anyway.
+    "xla_cpu_copy_insertion_use_region_analysis": True,
+}
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str] | None:
-    """For programs that compute gradients on the devices of a mesh."""
-    return KEEP_BARRIERS if mesh.devices.flat[0].platform == "cpu" else None
+def compiler_options(mesh: Mesh) -> dict[str, str | bool] | None:
+    """For programs that compute gradients or update parameters on the devices of a mesh."""
+    return CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
 
 
 LOSSES = ("loss", "classification", "focal", "dice", "final")
@@ -169,7 +173,12 @@ def make_step(
             out_shardings=sums,
             compiler_options=compiler_options(mesh),
         ),
-        update=jax.jit(update, donate_argnums=0, out_shardings=(shardings, everywhere)),
+        update=jax.jit(
+            update,
+            donate_argnums=0,
+            out_shardings=(shardings, everywhere),
+            compiler_options=compiler_options(mesh),
+        ),
     )
 
 

@@ -31,7 +31,7 @@ def found():
 
 
 def test_the_keys_that_were_agreed_on_are_there(found):
-    for key in ("median_s", "gflop", "peak_gflops", "fraction", "temp_mb"):
+    for key in ("median_s", "gflop", "peak_gflops", "fraction", "fraction_in_turns", "temp_mb"):
         assert found[key] > 0, key
     assert json.loads(json.dumps(found)) == found
 
@@ -39,6 +39,8 @@ def test_the_keys_that_were_agreed_on_are_there(found):
 def test_the_fraction_is_what_was_reached_of_the_peak(found):
     reached = found["gflop"] / found["median_s"]
     assert found["fraction"] == pytest.approx(reached / found["peak_gflops"])
+    # the products beside an update are at most as fast as the best of all
+    assert found["fraction_in_turns"] >= found["fraction"]
     assert found["min_s"] <= found["median_s"] <= found["max_s"]
 
 

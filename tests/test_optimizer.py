@@ -1,9 +1,10 @@
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import base
-from lmseg_jax.optimizer import decayed, make_optimizer, rate_factor, schedule
+from lmseg_jax.optimizer import clip_by_norm, decayed, make_optimizer, rate_factor, schedule
 
 
 def settings(**changes):
@@ -47,6 +48,20 @@ def test_norms_positions_and_prompts_are_not_decayed(path, expected):
 def test_the_backbone_learns_ten_times_slower():
     assert rate_factor(("backbone", "stem"), backbone_rate=0.1) == 0.1
     assert rate_factor(("adapter", "kernel"), backbone_rate=0.1) == 1.0
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(5.0, (3.0, 4.0)), (100.0, (30.0, 40.0))])
+def test_gradients_are_scaled_to_the_limit_of_their_common_norm(limit, expected):
+    gradients = {"adapter": jnp.array([30.0]), "backbone": jnp.array([40.0])}
+    optimizer = clip_by_norm(limit)
+    clipped, _ = optimizer.update(gradients, optimizer.init(gradients))
+    np.testing.assert_allclose([clipped["adapter"][0], clipped["backbone"][0]], expected, rtol=1e-6)
+
+
+def test_gradients_of_zero_stay_zero():
+    gradients = {"adapter": jnp.zeros(3)}
+    clipped, _ = clip_by_norm(0.01).update(gradients, optax.EmptyState())
+    np.testing.assert_array_equal(clipped["adapter"], np.zeros(3))
 
 
 def test_one_update_equals_adamw_by_hand():

@@ -118,3 +118,14 @@ def test_an_update_peaks_at_its_largest_bucket(config):
     for memory in (small, large):  # all that stays from bucket to bucket are the sums, in place
         new = memory.output_size_in_bytes - memory.alias_size_in_bytes
         assert new < 0.01 * memory.output_size_in_bytes  # the addresses
+
+
+def test_parameters_and_moments_are_changed_in_place(config):
+    config = config.copy_and_resolve_references()
+    config.data.train = ("world_patterns",)
+    config.model.head, config.model.decoder.order = "linear", "visual"  # no text path
+    mesh = sharding.make_mesh(1, 1, multiple=8)
+    found = programs.of_update(config, assembly.load_cards(config), mesh, buckets=[])
+    (update,) = [program for program in found if program.name == "update"]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(update.arguments[0].params)) * 4
+    assert update.compile().memory_analysis().temp_size_in_bytes < 0.1 * parameters
