@@ -248,4 +248,9 @@ def table(found: dict) -> str:
             f"{text['names']} names x {text['positions']} positions: "
             f"1/{text['naive'] / text['ours']:.1f}",
         ]
+        if "recipe_share" in text:
+            lines[-1] += (
+                f"; {text['recipe_share']:.1%} of the {text['recipe_update'] / 1e9:.1f} GFLOP of "
+                "an update of lmseg_semantic's own images"
+            )
     return "\n".join(lines)

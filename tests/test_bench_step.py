@@ -1,5 +1,6 @@
 """An update of a tiny model is measured; nothing is said about how long it takes."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmseg_jax import assembly, bench_inference, bench_step, bench_text, cli, flops, state
+from lmseg_jax import assembly, bench_inference, bench_step, bench_text, cli, flops, plan, state
 from lmseg_jax.errors import UserError
 from tests.tiny import tiny_config, vocabulary
 
@@ -69,6 +70,15 @@ def test_both_models_of_the_paper_can_be_asked_for():
         "text", batch=1, slots=9, overrides=("--config.loss.resolution=quarter",)
     )
     assert (quarter.loss.resolution, quarter.data.max_targets) == ("quarter", 9)
+
+
+def test_the_texts_share_of_the_recipes_own_update_is_printed(found, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench_step, "measure", lambda *arguments, **options: copy.deepcopy(found))
+    monkeypatch.setattr(plan, "update_flops", lambda config: 10 * found["text"]["ours"])
+    assert cli.run(["bench", "step", "--json", str(tmp_path / "step.json")]) == 0
+    assert "; 10.0% of the " in capsys.readouterr().out
+    written = json.loads((tmp_path / "step.json").read_text())
+    assert written["text"]["recipe_share"] == pytest.approx(0.1)
 
 
 def test_the_text_path_takes_a_twelfth_of_the_plain_form_at_most():
