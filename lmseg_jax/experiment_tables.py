@@ -82,12 +82,16 @@ def _cells(cross: dict, chosen: Callable[[str, str], bool]) -> dict[str, float] 
 def value(run: dict, metric: str, *, where: str) -> float | None:
     """A run's mean over datasets, or over cells of its worlds x taxonomies table.
 
+    Models of one dataset each have no table: their scores are a diagonal with nothing beside it.
+
     Args:
       run: of `collect`.
       metric: a key of METRICS.
       where: a key of WHERE.
     """
-    return run.get(metric) if where == "mean" else (run[where] or {}).get(metric)
+    if where == "elsewhere":
+        return (run["elsewhere"] or {}).get(metric)
+    return ((where == "diagonal" and run["diagonal"]) or run).get(metric)
 
 
 def values(rows: dict[str, dict], name: str, metric: str, *, where: str) -> dict[int, float]:
@@ -128,6 +132,33 @@ def judge(rows: dict[str, dict], claim: Claim, metric: str, *, where: str) -> di
     }
 
 
+def judgements(found: dict, claims: Sequence[Claim]) -> list[dict]:
+    """Every claim that both sides have results for, in each metric and part of the table.
+
+    Returns:
+      Of each what `judge` returns, and `claim`, `better`, `where`, `metric`, `paper` (differences
+      in the paper, where known: they are those of the datasets' own words) and `about`.
+    """
+    rows = {row["name"]: row for row in found["rows"]}
+    judged = []
+    for claim in claims:
+        crossed = any(run["cross"] for run in rows.get(claim.better, {"runs": ()})["runs"])
+        for where in WHERE if claim.words and crossed else ["mean"]:
+            for metric in METRICS:
+                verdict = judge(rows, claim, metric, where=where)
+                if verdict is not None:
+                    known = {
+                        "claim": claim.text,
+                        "better": claim.better,
+                        "where": where,
+                        "metric": metric,
+                        "paper": list(claim.paper.get(metric, ())) if where == "mean" else [],
+                        "about": claim.about,
+                    }
+                    judged.append(known | verdict)
+    return judged
+
+
 def markdown(found: dict, claims: Sequence[Claim]) -> str:
     """All tables of a suite."""
     rows = {row["name"]: row for row in found["rows"]}
@@ -140,10 +171,10 @@ def markdown(found: dict, claims: Sequence[Claim]) -> str:
         _methods(rows),
         *_crosses(rows),
         "## Claims",
-        "Paired differences, seed by seed: the same data order and first weights wherever two rows"
-        ' share them. "undecided": signs differ, or there is one seed only. The paper\'s numbers'
-        " are of other datasets and hundreds of times the training.",
-        _verdicts(rows, claims),
+        "Paired differences, seed by seed: the same order of images, and the same first weights of"
+        ' backbone and pixel decoder. "undecided": signs differ, or there is one seed only. The'
+        " paper's numbers are of other datasets and hundreds of times the training.",
+        _verdicts(found, claims),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -213,29 +244,25 @@ def _cell(row: dict, scenes: str, words: str) -> str:
     )
 
 
-def _verdicts(rows: dict[str, dict], claims: Sequence[Claim]) -> str:
+def _verdicts(found: dict, claims: Sequence[Claim]) -> str:
     lines = [
         ["claim", "where", "metric", "compared with", "differences", "mean", "verdict", "paper"]
     ]
-    for claim in claims:
-        for where in WHERE if claim.words else ["mean"]:
-            for key in METRICS:
-                found = judge(rows, claim, key, where=where)
-                if found is None:
-                    continue
-                each = ", ".join(f"{number:+.1f}" for number in found["differences"].values())
-                lines.append(
-                    [
-                        claim.text,
-                        WHERE[where],
-                        METRICS[key],
-                        rows[found["other"]]["label"],
-                        each,
-                        f"{found['mean']:+.1f}",
-                        found["verdict"],
-                        claim.paper if where == "mean" and key == "miou" else "",
-                    ]
-                )
+    labels = {row["name"]: row["label"] for row in found["rows"]}
+    for judged in judgements(found, claims):
+        paper = ", ".join(f"{number:+.2f}" for number in judged["paper"])
+        lines.append(
+            [
+                judged["claim"],
+                WHERE[judged["where"]],
+                METRICS[judged["metric"]],
+                labels[judged["other"]],
+                ", ".join(f"{number:+.1f}" for number in judged["differences"].values()),
+                f"{judged['mean']:+.1f}",
+                judged["verdict"],
+                f"{paper} ({judged['about']})" if paper and judged["about"] else paper,
+            ]
+        )
     return table(lines) if len(lines) > 1 else "No claim has both of its sides yet."
 
 

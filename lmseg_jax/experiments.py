@@ -216,13 +216,14 @@ def run_all(
     chains = {}
     for number, (seed, row) in enumerate(missing, start=1):
         chains.setdefault((seed, row.of or row.name), []).append((number, seed, row))
-    stopped, free = threading.Event(), shares(jobs)
+    stopped, ready, free = threading.Event(), threading.Event(), shares(jobs)
 
     def settle() -> None:
         if cores := free.pop():
             os.sched_setaffinity(0, cores)  # of this thread, and of the processes it starts
 
     def follow(chain: Sequence[tuple[int, int, Row]]) -> int:
+        ready.wait()  # a thread that Ctrl-C meets while it is made would be waited for by nobody
         for number, seed, row in chain:
             if stopped.is_set():
                 return STOPPED
@@ -239,9 +240,11 @@ def run_all(
     with ThreadPoolExecutor(jobs, initializer=settle) as pool:
         try:
             begun = [pool.submit(follow, chain) for chain in chains.values()]
+            ready.set()
             statuses = [future.result() for future in begun]
         except KeyboardInterrupt:  # it came to the runs, too, which now save what they have
             stopped.set()
+            ready.set()
             return STOPPED
     return max(statuses, default=0)
 
@@ -336,9 +339,11 @@ def launch(config: str, workdir: Path, flags: Sequence[str]) -> int:
 
 
 def write(suite: Suite, name: str, *, results: Path, rows: Sequence[Row], workdir: Path) -> None:
-    """Writes tables.json, tables.md and scores.png of the results that are there."""
+    """Writes tables.json, tables.md, scores.png and claims.png of the results that are there."""
     found = experiment_tables.collect(name, rows, results=results)
-    report.write_json(workdir / "tables.json", found)
+    judged = experiment_tables.judgements(found, suite.claims)
+    report.write_json(workdir / "tables.json", found | {"claims": judged})
     text = experiment_tables.markdown(found, suite.claims)
     (workdir / "tables.md").write_text(text)
     experiment_plots.scores(found, workdir / "scores.png")
+    experiment_plots.claims(judged, workdir / "claims.png")

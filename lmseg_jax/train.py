@@ -108,6 +108,20 @@ def run(config: ConfigDict, workdir: Path) -> int:
     stop = asked_to_stop()
     halt = functools.partial(refuse, loader=loader, checkpoints=checkpoints, run_facts=run_facts)
 
+    def due(done: int) -> bool:
+        return done % config.evaluation.every == 0 and 0 < done < last
+
+    def evaluate(done: int, train_state: state.TrainState) -> None:
+        with progress.paused():
+            network.load(*assembly.evaluated_weights(train_state))
+            scores, pictures = evaluate_all(network, sets, config)
+        log.write(done, flat(scores))
+        log.draw(done, example_panels(sets, pictures))
+        progress.message(summary(done, scores))
+
+    if due(first) and unscored(workdir, first):  # it ended within the evaluation
+        evaluate(first, train_state)
+
     # ---- the loop
     recent, dropped, skipped, told, programs = [], {}, {}, set(), 0
     updates = loader.iterate(first, last)
@@ -124,9 +138,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
         done = update.step + 1
 
         logged = done % config.log.every == 0 or done == last
-        due = done % config.evaluation.every == 0 and done < last
         kept = done % config.checkpoint.every == 0
-        if (logged or due or kept) and not sound(metrics):
+        if (logged or due(done) or kept) and not sound(metrics):
             halt(update.step, train_state)
 
         if logged:
@@ -146,17 +159,10 @@ def run(config: ConfigDict, workdir: Path) -> int:
             log.write(done, row)
             recent, dropped, skipped = [], {}, {}
 
-        if due:
-            with progress.paused():
-                network.load(*assembly.evaluated_weights(train_state))
-                scores, pictures = evaluate_all(network, sets, config)
-            log.write(done, flat(scores))
-            log.draw(done, example_panels(sets, pictures))
-            progress.message(summary(done, scores))
-
         ending = stop() and done < last and sound(metrics)  # else the next update refuses
-        with progress.paused():
-            checkpoints.save(done, train_state, run_facts, force=ending or done == last)
+        with progress.paused():  # an evaluation takes long: what it scores is safe before
+            force = ending or due(done) or done == last
+            checkpoints.save(done, train_state, run_facts, force=force)
         if ending:
             updates.close()
             checkpoints.close()
@@ -165,6 +171,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
                 progress.close()
                 print(f"stopped after update {done} of {last}; the same command goes on from there")
             return 130
+        if due(done):
+            evaluate(done, train_state)
     progress.close()
 
     # ---- the end: scores, tables, pictures; everything is saved, so from here a signal just ends
@@ -177,7 +185,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
     except KeyboardInterrupt:
         print(f"stopped after update {last} of {last}; the same command goes on from there")
         return 130
-    if not any("loss" not in row for row in logs.read(workdir) if row["step"] == last):
+    if unscored(workdir, last):
         log.write(last, flat(scores))
         log.draw(last, example_panels(sets, pictures))
     total = digest(train_state, mesh)
@@ -293,11 +301,17 @@ def asked_to_stop() -> Callable[[], bool]:
     return answer
 
 
+def unscored(workdir: Path, step: int) -> bool:
+    """Whether metrics.jsonl, as process 0 sees it, lacks the scores of an update; all call it."""
+    scored = any("loss" not in row for row in logs.read(workdir) if row["step"] == step)
+    return not multihost_utils.broadcast_one_to_all(np.int32(scored))
+
+
 def digest(train_state: state.TrainState, mesh: Mesh) -> str:
-    """SHA-256 over parameters and optimizer state, in the order of the tree; all processes call."""
+    """SHA-256 over parameters, optimizer state and average, in the tree's order; all call it."""
     gather = jax.jit(lambda leaf: leaf, out_shardings=sharding.replicated(mesh))
     total = hashlib.sha256()
-    for leaf in jax.tree.leaves((train_state.params, train_state.optimizer)):
+    for leaf in jax.tree.leaves((train_state.params, train_state.optimizer, train_state.average)):
         whole = leaf if leaf.is_fully_addressable else gather(leaf)
         total.update(np.asarray(whole.addressable_data(0) if whole is not leaf else leaf).tobytes())
     return total.hexdigest()

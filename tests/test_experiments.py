@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 from lmseg_jax import configuration, experiment_plots, experiment_tables, experiments, suites
 from lmseg_jax.errors import UserError
@@ -172,12 +174,14 @@ def test_verdicts_follow_the_signs_of_paired_differences(found):
 
 
 def test_tables_show_every_seed_and_every_claim(found):
-    claims = [Claim("ours is better", "ours", ("theirs",), "+0.59", words=True)]
+    claims = [Claim("ours is better", "ours", ("theirs",), {"miou": (0.59,)}, "one", words=True)]
     text = experiment_tables.markdown(found, claims)
     assert "| Ours | 4 | **61.0** (60.0, 62.0) | 60.0 | 62.0 |" in text
     assert "| Alone |" in text and "| Alone | a |" not in text
     assert "| Ours | a | 61.0 / 40.5 | 57.5 / 37.5 |" in text
-    expected = "| ours is better | average | mIoU | Theirs | +1.0, +2.0 | +1.5 | holds | +0.59 |"
+    expected = (
+        "| ours is better | average | mIoU | Theirs | +1.0, +2.0 | +1.5 | holds | +0.59 (one) |"
+    )
     assert expected in text
     assert "| ours is better | off the diagonal | PQ | Theirs | +18.0, +17.0 | +17.5 |" in text
 
@@ -195,9 +199,65 @@ def test_tables_are_written_to_a_new_folder(tmp_path):
     assert "No run" in (tmp_path / "new" / "tables.md").read_text()
 
 
-def test_the_plot_is_a_picture(found, tmp_path):
+def test_a_model_for_each_dataset_has_the_diagonal_of_its_scores_and_nothing_beside_it(found):
+    alone = found["rows"][2]["runs"][1]
+    assert experiment_tables.value(alone, "miou", where="diagonal") == 70
+    assert experiment_tables.value(alone, "miou", where="elsewhere") is None
+    claims = [Claim("", "ours", ("theirs", "alone"), words=True)]
+    judged = {
+        (item["where"], item["metric"]): item["other"]
+        for item in experiment_tables.judgements(found, claims)
+    }
+    assert judged["mean", "miou"] == judged["diagonal", "miou"] == "alone"
+    assert judged["elsewhere", "miou"] == "theirs"
+
+
+def drawn(monkeypatch):
+    """Numbers that are drawn at each line of each chart, in turn."""
+    points, plot = [], Axes.plot
+
+    def record(axes, x, y, **options):
+        points.append((axes.get_title().replace("\n", " "), list(x), list(y)))
+        return plot(axes, x, y, **options)
+
+    monkeypatch.setattr(Axes, "plot", record)
+    return points
+
+
+def test_plots_show_each_seed_its_mean_and_the_papers_difference(found, tmp_path, monkeypatch):
+    points = drawn(monkeypatch)
     experiment_plots.scores(found, tmp_path / "scores.png")
-    assert (tmp_path / "scores.png").read_bytes()[:4] == b"\x89PNG"
+    assert ("mIoU, average", [60, 62], [0, 0]) in points
+    assert ("mIoU, average", [61], [0]) in points
+    assert ("PQ, off the diagonal", [], []) in points  # of a model for each
+    claims = [Claim("ours is better", "ours", ("theirs",), {"miou": (0.59,)})]
+    points.clear()
+    experiment_plots.claims(experiment_tables.judgements(found, claims), tmp_path / "claims.png")
+    assert points[:3] == [
+        ("difference in mIoU, average", numbers, [0] * len(numbers))
+        for numbers in ([1, 2], [1.5], [0.59])
+    ]
+    for name in ("scores", "claims"):
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("name", suites.SUITES)
+def test_committed_tables_are_those_of_the_committed_results(name):
+    folder = Path(__file__).resolve().parents[1] / "docs" / "results"
+    suite = suites.SUITES[name]
+    found = experiment_tables.collect(name, suite.rows, results=folder / name)
+    expected = experiment_tables.markdown(found, suite.claims)
+    assert (folder / f"{name}.md").read_text() == expected
+
+
+@pytest.mark.parametrize("name", suites.SUITES)
+def test_committed_results_are_of_todays_recipes(name):
+    folder = Path(__file__).resolve().parents[1] / "docs" / "results" / name
+    suite = suites.SUITES[name]
+    for row in suite.rows:
+        recipe = experiments.cost(row, [])["recipe"]
+        for seed in range(suite.seeds):
+            assert experiments.finished(folder, row, seed, expected=recipe), (row.name, seed)
 
 
 def test_a_run_that_fails_shows_the_end_of_its_log(tmp_path):

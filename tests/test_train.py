@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(folder):
-    return finish(start(folder / "undisturbed"))
+    return finish(start(folder / "undisturbed", "--config.checkpoint.keep=3"))  # 4, 6 and 8
 
 
 def test_a_killed_run_goes_on_to_the_same_bits_at_another_worker_count(folder, undisturbed):
@@ -85,6 +86,26 @@ def test_a_killed_run_goes_on_to_the_same_bits_at_another_worker_count(folder, u
     assert losses == list(range(1, LAST + 1))
     plain = {row["step"]: row["loss"] for row in logs.read(folder / "undisturbed") if "loss" in row}
     assert {r["step"]: r["loss"] for r in logs.read(workdir) if "loss" in r} == plain
+
+
+def test_a_run_that_was_killed_in_its_evaluation_makes_it_when_it_goes_on(folder, undisturbed):
+    """What such a run leaves: the update is saved and logged, its scores are not."""
+    plain, workdir, half = folder / "undisturbed", folder / "unscored", 4
+    shutil.copytree(plain, workdir)
+    for path in (workdir / "checkpoints").iterdir():
+        if int(path.name) > half:
+            shutil.rmtree(path)
+    rows = [row for row in logs.read(plain) if row["step"] <= half and "loss" in row]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    printed = finish(start(workdir))
+    assert f"from update {half}" in printed
+    assert digest(printed) == digest(undisturbed)
+    key = "score/world_shapes/miou"
+    scores = [
+        [(row["step"], row[key]) for row in logs.read(run) if key in row]
+        for run in (plain, workdir)
+    ]
+    assert scores[0] == scores[1] and scores[0][0][0] == half
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(folder, undisturbed):
