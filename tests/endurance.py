@@ -23,6 +23,7 @@ from tests.several import (
     children,
     digest,
     end,
+    gave_up,
     losses,
     printed,
     saved,
@@ -53,13 +54,19 @@ def command(workdir, *flags, accident=()):
     ]
 
 
+def alive(ids) -> list[int]:
+    """Those of some processes that have not ended."""
+    return [number for number in ids if Path(f"/proc/{number}").exists()]
+
+
 def kills(folder: Path) -> None:
     """SIGKILL at seeded moments, every other one inside a save; to the bits of a calm run."""
     flags = ["--config.optimizer.steps=60", "--config.evaluation.every=1000"]
     assert end(begin(command(folder / "calm", *flags), folder=folder)) == 0, printed(folder)
     expected = digest(printed(folder))
 
-    draw, workdir, newest, begun, killed = random.Random(SEED), folder / "killed", 0, 0, 0
+    draw, workdir, newest = random.Random(SEED), folder / "killed", 0
+    begun, killed, within = 0, 0, 0  # within a save, which was left unfinished
     while killed < KILLS:
         if killed % 2:
             accident = ["operation", draw.randint(1, OPERATIONS)]
@@ -74,6 +81,7 @@ def kills(folder: Path) -> None:
         assert status == -signal.SIGKILL, printed(folder)
         killed += 1
         unfinished = len(list((workdir / "checkpoints").glob(checkpoint.UNFINISHED)))
+        within += unfinished > 0
         steps = saved(workdir)
         if steps:
             weights = checkpoint.read_weights(workdir / "checkpoints", names=("params", "step"))
@@ -83,7 +91,9 @@ def kills(folder: Path) -> None:
         print(f"kill {killed} of {KILLS} by {where}", flush=True)
     assert end(begin(command(workdir, *flags), folder=folder)) == 0, printed(folder)
     assert digest(printed(folder)) == expected
-    print(f"kills: {killed} kills in {begun} starts, the same bits {expected[:16]}", flush=True)
+    told = f"{killed} kills in {begun} starts, {within} left an unfinished save"
+    print(f"kills: {told}; the same bits {expected[:16]}", flush=True)
+    assert within > 0, "no kill hit a save, which is what half of them are for"
 
 
 def full(folder: Path) -> None:
@@ -99,23 +109,25 @@ def full(folder: Path) -> None:
 
 
 def processes(folder: Path) -> None:
-    """Four processes learn what one does; a dead one ends all; SIGTERM saves; 2 -> 4 -> 1."""
+    """Two, then four processes learn what one does; a dead one ends all; SIGTERM to one saves."""
     flags = ["--config.batching.multiple=4"]
     one, several = folder / "one", folder / "several"
     assert end(begin(command(one, *flags), folder=folder)) == 0, printed(folder)
 
     process = begin_several(2, several, *flags)
     wait_for(several, 3, process)
-    began = time.monotonic()
-    os.kill(children(process)[1], signal.SIGKILL)
+    began, started = time.monotonic(), children(process)
+    os.kill(started[1], signal.SIGKILL)
     assert end(process, seconds=60) not in (0, 130), printed(folder)
+    assert gave_up(printed(folder)) and not alive(started), printed(folder)
     print(f"processes: all ended {time.monotonic() - began:.1f} s after one died", flush=True)
 
     process = begin_several(4, several, *flags)
     wait_for(several, 5, process)
-    began = time.monotonic()
-    os.kill(children(process)[3], signal.SIGTERM)
-    assert end(process) == 130, printed(folder)
+    began, started = time.monotonic(), children(process)
+    os.kill(started[3], signal.SIGTERM)
+    assert end(process, seconds=60) == 130, printed(folder)
+    assert not alive(started)
     stopped = saved(several)[-1]
     print(f"processes: saved {stopped} {time.monotonic() - began:.1f} s after SIGTERM", flush=True)
 

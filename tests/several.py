@@ -73,6 +73,12 @@ def printed(folder: Path) -> str:
     return (folder / "printed").read_text(encoding="utf-8")
 
 
+def gave_up(text: str) -> bool:
+    """Whether a process said that it ends because of another one: in our words, or in JAX's."""
+    ours = "error: this process ended; the same command goes on from there"
+    return ours in text or "the JAX distributed service detected fatal errors" in text
+
+
 def children(process: subprocess.Popen) -> list[int]:
     """Process ids of what a script has started, in that order."""
     path = Path(f"/proc/{process.pid}/task/{process.pid}/children")

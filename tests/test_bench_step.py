@@ -171,7 +171,13 @@ def test_our_side_of_the_comparison_with_torch_answers_each_line_with_an_update(
 def test_inference_compares_the_same_backbone_on_150_classes():
     configs = bench_inference.paper_configs()
     assert {config.model.backbone for config in configs.values()} == {"clip_resnet"}
-    assert {config.model.head for config in configs.values()} == {"text", "linear"}
+    heads = {side: config.model.head for side, config in configs.items()}
+    assert heads == {"lmseg": "text", "maskformer": "linear"}
+    orders = {side: config.model.decoder.order for side, config in configs.items()}
+    assert orders == {"lmseg": "visual-text", "maskformer": "visual"}
+    for config in configs.values():
+        (card,) = assembly.load_cards(config)
+        assert len(card.taxonomy) == 150
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """What a run survives: the short form of tests/endurance.py."""
 
+import contextlib
+import io
 import os
 import signal
 
@@ -15,6 +17,7 @@ from tests.several import (
     begin_several,
     children,
     end,
+    gave_up,
     losses,
     printed,
     saved,
@@ -94,7 +97,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_changes_anything(
 def several(tmp_path_factory):
     """A run of two processes of which one is killed, and that one process then brings to its end.
 
-    Returns the workdir, the killed job's status, and what it had saved.
+    Returns the workdir, the killed job's status, what it had saved and what the last one printed.
     """
     workdir = tmp_path_factory.mktemp("several") / "run"
     process = begin_several(2, workdir)
@@ -102,17 +105,25 @@ def several(tmp_path_factory):
     os.kill(children(process)[1], signal.SIGKILL)
     status = end(process, seconds=60)
     steps = saved(workdir)
-    assert run_here(workdir) == 0
-    return workdir, status, steps
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        assert run_here(workdir) == 0
+    return workdir, status, steps, told.getvalue()
 
 
 def test_a_dead_process_ends_the_others_with_an_error(several):
-    workdir, status, _ = several
-    assert status not in (0, 130), printed(workdir.parent)
+    workdir, status, *_ = several
+    text = printed(workdir.parent)
+    assert status not in (0, 130), text  # that of the killed one is the highest
+    assert gave_up(text), text
+
+
+def test_a_run_goes_on_from_the_last_update_that_others_saved(several):
+    *_, steps, told = several
+    assert steps and steps[-1] > 0, "nothing was saved before the kill"
+    assert f"; from update {steps[-1]}\n" in told
 
 
 def test_two_processes_learn_what_one_does_and_one_goes_on_from_their_checkpoint(plain, several):
-    assert several[2], "nothing was saved before the kill"
     expected, found = losses(plain[0]), losses(several[0])
     assert list(found) == list(expected) == list(range(1, LAST + 1))
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)

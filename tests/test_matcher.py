@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from lmseg_jax import sharding
+from lmseg_jax import matcher, sharding
 from lmseg_jax.matcher import TOO_EXPENSIVE, assign
 
 
@@ -50,11 +50,19 @@ def test_the_device_finds_the_same_optimum():
     )
 
 
-def test_each_device_solves_its_own_images():
+def test_each_device_solves_its_own_images(monkeypatch):
     mesh = sharding.make_mesh(4, 2, multiple=8)
     cost, count = hard_costs(2, problems=16)
+    solve, received = matcher.solve_on_host, []
+
+    def recorded(cost, count):
+        received.append((cost.shape, count.shape))
+        return solve(cost, count)
+
+    monkeypatch.setattr(matcher, "solve_on_host", recorded)
     query = jax.jit(lambda c, n: assign(c, n, where="host", mesh=mesh))(cost, count)
     check_optimal(cost, count, np.asarray(query))
+    assert received == [((1, 2, 9, 6), (2,))] * 8  # 16 images on 8 devices
 
 
 def test_no_gradient_passes():

@@ -1,11 +1,13 @@
 """Arithmetic in bfloat16: which values have which dtype, and that training goes the same way."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmseg_jax import flops, sharding, state
+from lmseg_jax import flops, losses, sharding, state
 from lmseg_jax.step import run_update
 from tests.tiny import batch, begin, tiny_config, vocabulary
 
@@ -64,6 +66,30 @@ def test_products_are_in_bfloat16_and_answers_in_float32():
 def test_nothing_is_in_bfloat16_unless_asked_for():
     jaxpr, _ = traced("float32")
     assert "bf16" not in str(jaxpr)
+
+
+@pytest.mark.parametrize(("resolution", "where"), [("full", "host"), ("quarter", "device")])
+def test_losses_matching_and_their_gradients_take_the_networks_answers_in_float32(
+    resolution, where
+):
+    config, words = config_of("bfloat16"), vocabulary()
+    config.loss.resolution, config.matcher.where = resolution, where
+    _, found = traced("bfloat16")
+    predictions = {key: found[key] for key in ("logits", "masks")}  # as the model gives them
+
+    def total(predictions):
+        return losses.total_loss(
+            predictions,
+            BUCKET,
+            losses.denominators(BUCKET["classes"], queries=config.model.queries, no_object=0.1),
+            valid=words["valid"],
+            loss=config.loss,
+            matching=config.matcher,
+        )
+
+    jaxpr = str(jax.make_jaxpr(jax.value_and_grad(total, has_aux=True))(predictions))
+    assert set(re.findall(r"\b(bf16|f\d+)\[", jaxpr)) == {"f32"}
+    assert ("pure_callback" in jaxpr) == (where == "host")
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lmseg_jax import assembly, matcher, programs, sharding, state
+from lmseg_jax.models import lmseg
 from tests.tiny import tiny_config
 
 
@@ -19,12 +20,23 @@ def config():
     return config
 
 
-def compiled_gradient(config, *, data, fsdp):
+IMAGES, ROWS, COLUMNS, TARGETS, QUERIES = 11, 7, 13, 17, 19  # of a device; of res5; of an image
+
+
+@pytest.fixture(scope="module")
+def prime(config):
+    """With counts of images, pixels, targets and queries whose primes divide no parameter."""
+    config = config.copy_and_resolve_references()
+    config.batching.batch = 8 * IMAGES
+    config.data.max_targets, config.model.queries = TARGETS, QUERIES
+    return config
+
+
+def on_mesh(config, *, data, fsdp, buckets):
+    """{name: program}, on eight devices."""
     mesh = sharding.make_mesh(data, fsdp, multiple=8)
-    cards = assembly.load_cards(config)
-    found = programs.of_update(config, cards, mesh, buckets=[(8, 64, 96)])
-    (gradient,) = [program for program in found if program.name == "gradient 8x64x96"]
-    return gradient.compile()
+    found = programs.of_update(config, assembly.load_cards(config), mesh, buckets=buckets)
+    return {program.name: program for program in found}
 
 
 def sides(shape):
@@ -40,19 +52,23 @@ def first_queries(cost, count, *, where, mesh):
 
 @pytest.mark.parametrize(("data", "fsdp", "matched"), [(2, 4, True), (4, 2, False), (8, 1, False)])
 def test_devices_exchange_gradients_parameters_and_scalars_only(
-    config, monkeypatch, data, fsdp, matched
+    prime, monkeypatch, data, fsdp, matched
 ):
     monkeypatch.setattr(sharding, "SMALLEST", 2**10)
     if not matched:
         monkeypatch.setattr(matcher, "assign", first_queries)
-    compiled = compiled_gradient(config, data=data, fsdp=fsdp)
-    params, _ = jax.eval_shape(lambda: state.weights(config.model, 0))
-    allowed = {(), (2, 10, config.model.width)}  # the text: two datasets, at most ten names
-    allowed |= {(2,), (config.model.decoder.layers,)}  # the loss of each dataset and layer
+    bucket = (8 * IMAGES, 32 * ROWS, 32 * COLUMNS)
+    *_, gradient, _ = on_mesh(prime, data=data, fsdp=fsdp, buckets=[bucket]).values()
+    params, _ = jax.eval_shape(lambda: state.weights(prime.model, 0))
+    allowed = {(), (2, 10, prime.model.width)}  # the text: two datasets, at most ten names
+    allowed |= {(2,), (prime.model.decoder.layers,)}  # the loss of each dataset and layer
     for leaf in jax.tree.leaves(params):
         allowed |= {leaf.shape, leaf.shape[2:]}  # a 3x3 kernel is reduced place by place
+    for count in (IMAGES, ROWS, COLUMNS, TARGETS, QUERIES):  # else a gathered operand could pass
+        known = {shape for shape in allowed if np.prod(shape, dtype=int) % count == 0}
+        assert known == ({(QUERIES, prime.model.width)} if count == QUERIES else set())
     allowed = {tuple(sorted(shape)) for shape in allowed}  # a compiler may transpose
-    messages = programs.collectives(compiled)
+    messages = programs.collectives(gradient.compile())
     found = {tuple(sorted(sides(message.shape))) for message in messages}
     assert found <= allowed
     kinds = {"all-reduce", "all-gather"} if fsdp > 1 else {"all-reduce"}
@@ -60,6 +76,34 @@ def test_devices_exchange_gradients_parameters_and_scalars_only(
     total = sum(leaf.size for leaf in jax.tree.leaves(params)) * 4
     sums = [message.bytes for message in messages if message.kind == "all-reduce"]
     assert total <= sum(sums) < 1.1 * total  # every gradient once, and little else
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(2, 4), (8, 1)])
+def test_beside_gradients_devices_exchange_split_text_weights_counts_and_norms_only(
+    prime, monkeypatch, data, fsdp
+):
+    monkeypatch.setattr(sharding, "SMALLEST", 2**10)
+    prime = prime.copy_and_resolve_references()
+    prime.model.decoder.layers = 1
+    found = {
+        name: {(message.kind, message.shape) for message in programs.collectives(one.compile())}
+        for name, one in on_mesh(prime, data=data, fsdp=fsdp, buckets=[]).items()
+    }
+    text = [
+        leaf.shape
+        for tree in jax.eval_shape(lambda: state.weights(prime.model, 0))
+        for part in lmseg.TEXT_PARTS
+        for leaf in jax.tree.leaves(tree.get(part, {}))
+    ]
+    split = {shape for shape in text if sharding.parameter_spec("", shape, fsdp)}
+    assert bool(split) == (fsdp > 1)
+    weights = {("all-gather", f"f32[{','.join(map(str, shape))}]") for shape in split}
+    assert found == {
+        "denominators": {("all-reduce", "s32[]")},  # how many targets there are
+        "text": weights,
+        "zeros": set(),
+        "update": weights | ({("all-reduce", "f32[]")} if split else set()),  # squared norms
+    }
 
 
 def test_messages_are_counted_with_their_bytes():
@@ -109,12 +153,10 @@ def test_an_update_peaks_at_its_largest_bucket(config):
     mesh = sharding.make_mesh(1, 1, multiple=8)
     cards = assembly.load_cards(config)
     found = programs.of_update(config, cards, mesh, buckets=[(2, 32, 32), (2, 64, 64)])
-    small, large = (
-        program.compile().memory_analysis()
-        for program in found
-        if program.name.startswith("gradient")
-    )
-    assert large.temp_size_in_bytes > small.temp_size_in_bytes
+    memory = {program.name: program.compile().memory_analysis() for program in found}
+    taken = {name: one.temp_size_in_bytes for name, one in memory.items()}
+    assert taken.pop("gradient 2x64x64") > max(taken.values())  # the smaller one's, the text's, ...
+    small, large = memory["gradient 2x32x32"], memory["gradient 2x64x64"]
     for memory in (small, large):  # all that stays from bucket to bucket are the sums, in place
         new = memory.output_size_in_bytes - memory.alias_size_in_bytes
         assert new < 0.01 * memory.output_size_in_bytes  # the addresses

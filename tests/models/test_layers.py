@@ -8,6 +8,7 @@ from lmseg_jax.models.layers import (
     Attention,
     Conv,
     Linear,
+    _convolve,
     dropout,
     nearest_upsample,
     sine_positions,
@@ -122,3 +123,20 @@ def test_a_convolution_and_its_gradients_equal_sums_over_the_window(side, stride
     np.testing.assert_allclose(found[0], dx[:, edge:-edge, edge:-edge], atol=1e-4)
     np.testing.assert_allclose(found[1], dk, atol=1e-4)
     np.testing.assert_allclose(found[2], weights.sum((0, 1, 2)), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("platform", "convolutions", "products"), [("cpu", 1, 9), ("cuda", 2, 0), ("tpu", 2, 0)]
+)
+def test_the_gradient_of_a_kernel_is_products_on_a_cpu_and_a_convolution_elsewhere(
+    platform, convolutions, products
+):
+    def loss(kernel, x):
+        return jnp.sum(_convolve(x, kernel, 1) ** 2)
+
+    x = jax.ShapeDtypeStruct((2, 6, 5, 2), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 2, 3), jnp.float32)
+    traced = jax.jit(jax.grad(loss)).trace(kernel, x)
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.convolution") == convolutions  # one is the layer itself
+    assert text.count("stablehlo.dot_general") == products  # one for each place of the kernel
