@@ -1,11 +1,17 @@
 """The experiments of the paper are configs: valid, with the paper's models and plans."""
 
+import functools
+import re
+
+import jax
+import numpy as np
 import pytest
 from flax import nnx
 
 from lmseg_jax import assembly, configuration, plan, state
 from lmseg_jax.errors import UserError
 from lmseg_jax.models.heads import ManualHead
+from tests.tiny import NAMES, tiny_config, vocabulary
 
 SEMANTIC = ("ade20k", "coco_stuff", "cityscapes", "mapillary")
 PANOPTIC = ("coco_panoptic", "ade20k_panoptic", "cityscapes_panoptic")
@@ -16,6 +22,16 @@ ROWS = [
     for task, cards in (("semantic", SEMANTIC), ("panoptic", PANOPTIC))
     for method in (*METHODS, *cards)
     for budget in BUDGETS[task]
+]
+MODELS = [
+    f"{task},{method},320k"
+    for task, cards in (("semantic", SEMANTIC), ("panoptic", PANOPTIC))
+    for method in (*METHODS, *cards)
+]
+MODELS += [
+    f"{task},lmseg,320k,{changes}"
+    for task in BUDGETS
+    for changes in ("no_guidance", "no_daa", "text_visual", "no_guidance,no_daa,imagenet")
 ]
 ABLATIONS = ("no_guidance", "no_daa", "no_guidance,no_daa", "text_visual", "imagenet")
 
@@ -70,6 +86,48 @@ def test_datasets_share_updates_alike_and_keep_their_crops():
     assert batches.shares.tolist() == [1] and batches.programs() == [(16, 640, 640)]
 
 
+@pytest.mark.parametrize("row", MODELS)
+def test_each_model_can_be_built_and_its_updates_planned(row):
+    """Budgets change neither. No array is made."""
+    config = load(row)
+    cards = assembly.load_cards(config)
+    params, frozen = state.shapes(config.model, assembly.vocabulary_of(config, cards))
+    head = row.split(",")[1]
+    reads = head == "lmseg"
+    assert ("prompt" in params) == ("text_encoder" in frozen) == reads
+    guided = reads and "no_guidance" not in row
+    assert len(params["decoder"]["layers"][0]["attentions"]) == (3 if guided else 2)
+    trunk = sum(leaf.size for leaf in jax.tree.leaves(params["backbone"]))
+    imagenet = row.endswith("imagenet")
+    stem = 7 * 7 * 3 * 64 if imagenet else 3 * 3 * (3 * 32 + 32 * 32 + 32 * 64)
+    blocks = 23_508_032 - 53_120 - 9_408  # torchvision's ResNet-50 without fc, norms and stem
+    assert trunk == stem + blocks
+    assert sum(leaf.size for leaf in jax.tree.leaves(params["pixel_decoder"])) == 7_540_480
+    _, batches = plan.batch_plan(config, cards)
+    assert batches.batch == 16
+    given = np.zeros(len(batches.shapes))
+    for update in range(batches.cycle):
+        pieces = batches.pieces(update)
+        assert sum(len(piece) for piece in pieces) == 16
+        for piece in pieces:
+            np.add.at(given, [source for source, _ in piece.rows], 1)
+    np.testing.assert_allclose(given / given.sum(), batches.shares, rtol=1e-12)
+
+
+def test_methods_begin_with_the_same_backbone_and_pixel_decoder():
+    first = []
+    for head, order in (("text", "visual-text"), ("text", "text-visual"), ("linear", "visual")):
+        config = tiny_config()
+        config.model.decoder.layers = 1
+        config.model.head, config.model.decoder.order = head, order
+        words = vocabulary(NAMES if head == "text" else NAMES[:1])
+        make = functools.partial(state.weights, config.model, 0, vocabulary=words)
+        params, _ = jax.jit(make)()
+        first.append({name: params[name] for name in ("backbone", "pixel_decoder")})
+    for trunk in first[1:]:
+        jax.tree.map(np.testing.assert_array_equal, trunk, first[0])
+
+
 def tables(row):
     config = load(row)
     return state.class_tables(assembly.vocabulary_of(config, assembly.load_cards(config)))
@@ -87,5 +145,5 @@ def test_the_baselines_have_a_column_for_each_class_and_background():
     "row", ["semantic", "semantic,cgd,160k", "video,lmseg,160k", "semantic,lmseg,160k,daa"]
 )
 def test_an_unknown_row_lists_the_known_ones(row):
-    with pytest.raises((ValueError, UserError), match="semantic | panoptic"):
+    with pytest.raises((ValueError, UserError), match=re.escape("semantic | panoptic")):
         configuration.load(f"paper:{row}")
