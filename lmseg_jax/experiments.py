@@ -26,8 +26,9 @@ from lmseg_jax.errors import UserError
 from lmseg_jax.main import usable_cores
 from lmseg_jax.suites import Row, Suite
 
-SPEED = 0.64  # megapixels a second of the demo's crops on two cores, docs/results.md
-START = 100  # seconds of a run that are not updates: compilation, evaluation
+SPEED = 0.64  # megapixels of crops a second: the demo's 57 images on two cores, docs/results.md
+START = 100  # seconds of a process that are not updates: compilation, evaluation
+PRETRAINED = 1500  # seconds of a pre-training, likewise
 PLACE = ("mesh.", "log.", "checkpoint.", "data.root", "data.workers", "data.threads")
 PLACE += ("evaluation.batch", "evaluation.pictures", "seed")
 STOPPED = 130  # exit status of a run that was asked to stop
@@ -188,9 +189,10 @@ def announce(
     trained = [row for _, row in missing if not row.of]
     images = sum(costs[row.name]["images"] for row in trained)
     megapixels = sum(costs[row.name]["megapixels"] for row in trained)
-    minutes = (megapixels / SPEED + START * len(trained)) / 60
     pretrainings = sorted({row.pretraining for row in trained if row.pretraining})
-    before = f"; first {', '.join(pretrainings)}, if not done yet" if pretrainings else ""
+    around = START * sum(len(row.configs) for _, row in missing) + PRETRAINED * len(pretrainings)
+    minutes = (megapixels / SPEED + around) / 60
+    before = f", with {', '.join(pretrainings)} before them" if pretrainings else ""
     return (
         f"{len(runs)} runs, {len(runs) - len(missing)} finished; to do: {len(trained)} trainings "
         f"of {images:,} images in all: about {minutes:.0f} minutes where, as on two cores, the "

@@ -18,10 +18,12 @@ from lmseg_jax.datasets.card import DatasetCard
 from lmseg_jax.errors import UserError
 from lmseg_jax.pipeline.augmentation import choose_recipe
 from lmseg_jax.pipeline.buckets import Piece
+from lmseg_jax.pipeline.orientation import expected_padding
 from lmseg_jax.pipeline.policies import AnyPlan
 
 MOST = 1024  # simulated devices; each is a thread
 DRAWN_UPDATES = 1000  # whose mean stands for all where datasets are drawn
+NOMINAL = (480, 640)  # height and width of the lying images that padding is estimated of
 SHOWN = 6  # updates of the cycle, and collectives of a program, that are printed
 
 
@@ -119,13 +121,28 @@ def batch_plan(config: ConfigDict, cards: Sequence[DatasetCard]) -> tuple[list[s
     return names, assembly.plan_of(config, shapes, parts)
 
 
+def padding_of(config: ConfigDict, cards: Sequence[DatasetCard]) -> dict[str, float]:
+    """Percent of padding in the crops of each feed whose images no crop cuts to one shape.
+
+    Sizes of images are known from files only; here all are NOMINAL, lying or upright.
+    """
+    found = {}
+    for card in cards[: len(config.data.train)]:
+        recipe = choose_recipe(card, config.data.augmentation)
+        if recipe.detr_crop is not None:
+            for size, side in ((NOMINAL, "landscape"), (NOMINAL[::-1], "portrait")):
+                share = expected_padding(recipe.oriented(*size), np.array([size]))
+                found[f"{card.name}/{side}"] = share
+    return found
+
+
 def measure(config: ConfigDict, mesh: Mesh) -> dict:
     """Compiles every program of an update and reads what the compiler says of it.
 
     Returns:
       `mesh`, `devices`, `batch`; `updates` (images by feed of the first updates of the cycle);
-      `programs` (a row each: flops a device, bytes, collectives); `flops` of the mean update, over
-      all devices.
+      `padding` (percent, by feed that is padded); `programs` (a row each: flops a device, bytes,
+      collectives); `flops` of the mean update over all devices, `flops_a_device`.
     """
     cards = assembly.load_cards(config)
     names, plan = batch_plan(config, cards)
@@ -156,6 +173,7 @@ def measure(config: ConfigDict, mesh: Mesh) -> dict:
         "batch": plan.batch,
         "plan": plan.describe(),
         "feeds": names,
+        "padding": padding_of(config, cards),
         "updates": [_images(pieces, len(names)) for pieces in updates[:SHOWN]],
         "programs": rows,
         "flops": gradients + whole,
@@ -237,6 +255,9 @@ def table(found: dict) -> str:
     width = max(map(len, found["feeds"]))
     for feed, counts in zip(found["feeds"], np.array(found["updates"]).T.tolist(), strict=True):
         lines.append(f"  {feed:{width}}" + "".join(f"{count:6}" for count in counts))
+    for feed, share in found["padding"].items():
+        size = "{1}x{0}".format(*(NOMINAL if feed.endswith("landscape") else NOMINAL[::-1]))
+        lines.append(f"  {share:.0f} % of {feed} is padding, if its images are {size}")
     width = max(len(row["name"]) for row in found["programs"])
     lines += [
         "",
@@ -260,7 +281,8 @@ def table(found: dict) -> str:
         more = len(row["collectives"]) - SHOWN
         if more > 0:
             lines.append(f"           and {more} more")
-    lines += ["", f"an update: {found['flops'] / 1e12:.2f} TFLOP over all devices"]
+    whole, each = found["flops"] / 1e12, found["flops_a_device"] / 1e12
+    lines += ["", f"an update: {whole:.2f} TFLOP over all devices, {each:.2f} on each"]
     if "predicted" in found:
         predicted = found["predicted"]
         lines.append(

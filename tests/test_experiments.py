@@ -137,7 +137,8 @@ def test_what_is_to_be_done_is_said_before():
     runs = [(0, rows[name]) for name in ("lmseg", "manual", "manual_union", "shuffled")]
     text = experiments.announce(runs, runs[1:], costs)
     assert "4 runs, 1 finished; to do: 2 trainings of 5,520 images" in text
-    assert "about 5 minutes" in text  # two of a minute and of 100 seconds around it
+    # two of a minute, 100 seconds around each of three processes, 25 minutes before one
+    assert "about 32 minutes" in text
     assert "clip_worlds:shuffled" in text
 
 

@@ -67,6 +67,20 @@ def test_the_plan_of_batches_needs_no_data():
     assert batches.shares.tolist() == [0.5, 0.25, 0.25]
 
 
+def test_padding_is_told_of_images_that_no_crop_cuts_to_one_shape(found):
+    config = tiny_config()
+    config.data.train = ("cityscapes", "coco_panoptic")
+    cards = [load_card(name) for name in config.data.train]
+    shares = plan.padding_of(config, cards)
+    assert set(shares) == {"coco_panoptic/landscape", "coco_panoptic/portrait"}
+    # short sides 480 to 800 on 800x1344: at most 1 - 480 x 640 / (800 x 1344), at least that of
+    # the largest, 800x1067
+    assert all(20.6 < share < 71.5 for share in shares.values())
+    told = plan.table(found | {"padding": {"coco/landscape": 41.2, "coco/portrait": 38.9}})
+    assert "41 % of coco/landscape is padding, if its images are 640x480" in told
+    assert "39 % of coco/portrait is padding, if its images are 480x640" in told
+
+
 def test_a_prediction_is_arithmetic_over_peak():
     found = {"flops_a_device": 2e12, "batch": 16}
     predicted = plan.predict(found, peak=10, efficiency=0.5)
@@ -77,7 +91,8 @@ def test_a_prediction_is_arithmetic_over_peak():
 def test_the_table_names_devices_programs_and_messages(found):
     told = plan.table(found | {"predicted": plan.predict(found, peak=1, efficiency=0.5)})
     assert told.startswith("2 devices (2 data x 1 fsdp); 4 images an update")
-    for words in ("world_patterns", "gradient 4x96x128", "x all-reduce f32", "50% of 1 TFLOP/s"):
+    told_of = ("world_patterns", "gradient 4x96x128", "x all-reduce f32", "50% of 1 TFLOP/s")
+    for words in (*told_of, "as the CPU's plans it", "over all devices, 0.00 on each"):
         assert words in told
 
 

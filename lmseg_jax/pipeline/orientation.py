@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lmseg_jax.datasets.recipe import Recipe
 from lmseg_jax.datasets.sample import Sample
 from lmseg_jax.errors import UserError
 from lmseg_jax.pipeline.augmentation import draw_final_size
@@ -101,14 +102,19 @@ def image_sizes(source: Source, *, unreadable: tuple[int, int] | None = None) ->
 
 
 def padding(feed: Feed) -> float:
-    """Percent of the pixels of the feed's crops that are padding, estimated by 2,000 draws.
+    """`expected_padding` of a feed whose source is a `Part`."""
+    return expected_padding(feed.recipe, feed.source.sizes)
+
+
+def expected_padding(recipe: Recipe, sizes: np.ndarray) -> float:
+    """Percent of the pixels of a recipe's crops that are padding, estimated by 2,000 draws.
 
     Args:
-      feed: its source is a `Part`.
+      recipe: of one orientation.
+      sizes: int [N, 2], height and width of the images.
     """
     rng = np.random.default_rng(0)
     area = 0
-    for chosen in rng.integers(len(feed.source), size=DRAWS):
-        size = tuple(feed.source.sizes[chosen].tolist())
-        area += np.prod(draw_final_size(feed.recipe, size, rng=rng))
-    return float(100 * (1 - area / (DRAWS * np.prod(feed.recipe.crop))))
+    for chosen in rng.integers(len(sizes), size=DRAWS):
+        area += np.prod(draw_final_size(recipe, tuple(sizes[chosen].tolist()), rng=rng))
+    return float(100 * (1 - area / (DRAWS * np.prod(recipe.crop))))
