@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from lmseg_jax import losses, matcher
 from lmseg_jax.models.keys import Rngs
 from lmseg_jax.state import TrainState, merge
-from lmseg_jax.step import compiler_options
+from lmseg_jax.step import KEEP_BARRIERS, on_cpu
 
 # Parameters that each part has gradients of.
 PARTS = {
@@ -43,8 +43,9 @@ def measure(
     `backbone forward` alone; `backbone`, `fpn`, `decoder` (with masks and classes) forward and
     backward; `text` (forward, then forward and backward again, as an update does it; only for
     heads that read names); `matching` (costs and assignment of all layers); `loss` (forward and
-    backward, matching left out); `optimizer`. Parts are not fused with their neighbours and write
-    all of their results, so their sum is not the update.
+    backward, matching left out); `optimizer` (into new memory, where an update changes its state in
+    place). Parts are not fused with their neighbours and write all of their results, so their sum
+    is not the update.
 
     Args:
       config: of the run.
@@ -128,7 +129,7 @@ def measure(
     backbone, fpn, decoder, reader = (
         part_of(PARTS[name]) for name in ("backbone", "fpn", "decoder", "text")
     )
-    clock = functools.partial(timed, runs=runs, options=compiler_options(mesh))
+    clock = functools.partial(timed, runs=runs, options=on_cpu(mesh, KEEP_BARRIERS))
     found = {}
     found["backbone forward"], levels = clock(see, whole, backbone, images)
     found["backbone"], _ = clock(see_both_ways, whole, backbone, images)

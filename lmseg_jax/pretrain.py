@@ -28,7 +28,7 @@ from lmseg_jax import logs, pretrain_captions, pretrain_classifier, sharding
 from lmseg_jax.optimizer import make_optimizer
 from lmseg_jax.pipeline import crops as crops_module
 from lmseg_jax.pretrained import clip
-from lmseg_jax.step import compiler_options
+from lmseg_jax.step import KEEP_BARRIERS, on_cpu
 
 OBJECTIVES = {"captions": pretrain_captions, "classifier": pretrain_classifier}
 
@@ -129,7 +129,7 @@ def make_update(
 ) -> Callable:
     """The jitted `(state, batch, step) -> (state, measurements)` of an objective's loss."""
 
-    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options(mesh))
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=on_cpu(mesh, KEEP_BARRIERS))
     def update(state, batch, step):
         params, constants, moments = state
         (loss, (constants, measured)), grads = jax.value_and_grad(loss_fn, has_aux=True)(

@@ -20,18 +20,16 @@ from lmseg_jax import losses, sharding
 from lmseg_jax.models.keys import Rngs
 from lmseg_jax.state import TrainState, merge, project
 
-CPU_OPTIONS = {
-    # The CPU's compiler removes barriers before it merges equal computations and fuses their parts.
-    # So it would keep what `remat` computes again, and compute again what `layers` has finished.
-    "xla_disable_hlo_passes": "cse_barrier_expander",
-    # It would copy donated moments for the parameters' sake, which read them first anyway.
-    "xla_cpu_copy_insertion_use_region_analysis": True,
-}
+# XLA's CPU compiler removes barriers before it merges equal computations and fuses their parts. So
+# it would keep what `remat` computes again, and compute again what `layers` has finished.
+KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+# It would copy donated moments for the sake of the parameters, which read them first anyway.
+IN_PLACE = {"xla_cpu_copy_insertion_use_region_analysis": True}
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str | bool] | None:
-    """For programs that compute gradients or update parameters on the devices of a mesh."""
-    return CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
+def on_cpu(mesh: Mesh, options: dict[str, str | bool]) -> dict[str, str | bool] | None:
+    """Compiler options for programs of a mesh, if that is one of CPUs."""
+    return options if mesh.devices.flat[0].platform == "cpu" else None
 
 
 LOSSES = ("loss", "classification", "focal", "dice", "final")
@@ -171,13 +169,13 @@ def make_step(
             add_gradients,
             donate_argnums=5,
             out_shardings=sums,
-            compiler_options=compiler_options(mesh),
+            compiler_options=on_cpu(mesh, KEEP_BARRIERS),
         ),
         update=jax.jit(
             update,
             donate_argnums=0,
             out_shardings=(shardings, everywhere),
-            compiler_options=compiler_options(mesh),
+            compiler_options=on_cpu(mesh, IN_PLACE),
         ),
     )
 

@@ -8,7 +8,7 @@ from flax import nnx
 
 from lmseg_jax.models.norms import BatchNorm, Constant, FrozenNorm, GroupNorm
 from lmseg_jax.models.resnet import AttentionPool, ClipResNet, ResNet
-from lmseg_jax.step import CPU_OPTIONS
+from lmseg_jax.step import KEEP_BARRIERS
 
 
 def count(model, kind):
@@ -195,7 +195,7 @@ def test_blocks_computed_twice_have_the_same_gradient_and_need_less_memory():
         def loss(weights):
             return jnp.mean(jnp.square(nnx.merge(graphdef, weights)(x)["res5"]))
 
-        gradient = jax.jit(jax.grad(loss), compiler_options=CPU_OPTIONS)
+        gradient = jax.jit(jax.grad(loss), compiler_options=KEEP_BARRIERS)
         program = gradient.lower(weights).compile()
         return program(weights), program.memory_analysis().temp_size_in_bytes
 
