@@ -92,7 +92,7 @@ def topology_mesh(name: str, config: ConfigDict) -> Mesh:
     except Exception as error:  # the plugin is missing, or refuses the name, in many ways
         raise UserError(
             f"--topology {name}: {str(error).splitlines()[0]}; it needs pip install "
-            "libtpu and a name such as v4:2x2x1, v5e:2x4 or v6e:4x4"
+            "'jax[tpu]' and a name such as v4:2x2x1, v5e:2x4 or v6e:4x4"
         ) from error
     return sharding.make_mesh(
         config.mesh.data,

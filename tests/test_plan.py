@@ -112,7 +112,7 @@ def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys, found)
         (["--devices", "0"], "--devices is 0; expected 1 to"),
         (["--efficiency", "2"], "--efficiency is 2.0"),
         (["--colour"], "--colour: no such flag"),
-        (["--topology", "v5e:2x4"], "pip install libtpu"),
+        (["--topology", "v5e:2x4"], "pip install 'jax[tpu]'"),
     ],
 )
 def test_a_wrong_flag_is_named(arguments, words, monkeypatch):
