@@ -58,12 +58,15 @@ def mentioned():
     return sorted(found.items())
 
 
-def check(command, monkeypatch, *, whole):
-    """Fails if a command could not be given: a program, flag, file, target or config is not there.
+def wrong_with(command, monkeypatch, *, whole):
+    """Why a command could not be given: a program, flag, file or target that is not there, or "".
 
     Args:
       command: as a page shows it.
       whole: False for a part of a command, which may leave out what is required.
+
+    Raises:
+      UserError: a config is not there, or its values do not fit.
     """
     program, *argv = shlex.split(command)
     argv = [PLACES.get(argument, argument) for argument in argv]
@@ -71,29 +74,32 @@ def check(command, monkeypatch, *, whole):
         configuration.check(configuration.load(argv[0]))
     elif program == "lmseg":
         rest = flags_left(argv, monkeypatch, whole=whole)
-        assert all(flag.startswith("--config.") for flag in rest), f"unknown: {rest}"
+        unknown = [flag for flag in rest if not flag.startswith("--config.")]
+        if unknown:
+            return f"unknown: {unknown}"
         for name in (argv[i + 1] for i, flag in enumerate(argv) if flag == "--config"):
             configuration.check(configuration.load(name, rest))
     elif program == "python" and argv[:2] == ["-m", "lmseg_jax.main"]:
         options = configuration.parse(argv[2:])
-        if any(argument.endswith(".toml") for argument in re.split("[:,]", ",".join(argv))):
-            return  # a card that the reader is to write; its form is checked where it is there
-        configuration.check(options.config)
+        # the form of a card that the reader is to write is checked where it is there
+        if not any(part.endswith(".toml") for part in re.split("[:,]", ",".join(argv))):
+            configuration.check(options.config)
     elif program == "python" and argv[0] == "-c":
         compile(argv[1], command, "exec")
     elif program == "python" and argv[0] == "-m":
-        assert importlib.util.find_spec(argv[1]), f"no module {argv[1]}"
+        return "" if importlib.util.find_spec(argv[1]) else f"no module {argv[1]}"
     elif program == "python":
-        assert (ROOT / argv[0]).is_file(), f"no file {argv[0]}"
+        return "" if (ROOT / argv[0]).is_file() else f"no file {argv[0]}"
     elif program == "make":
-        makefile = (ROOT / "Makefile").read_text()
-        for target in argv:
-            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"no target {target}"
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        missing = [target for target in argv if target not in targets]
+        return f"no targets {missing}" if missing else ""
     elif program.startswith("launch/") or program == "sbatch":
         path = ROOT / next(part for part in (program, *argv) if part.startswith("launch/"))
-        assert path.is_file() and os.access(path, os.X_OK), f"{path} is no program"
-    else:
-        assert program in ("git", "cd", "pip"), program
+        return "" if path.is_file() and os.access(path, os.X_OK) else f"{path} is no program"
+    elif program not in ("git", "cd", "pip"):
+        return f"no program {program}"
+    return ""
 
 
 class Parsed(Exception):

@@ -70,15 +70,30 @@ def test_the_card_that_was_written_trains_as_the_readme_says(reader, monkeypatch
 
 @pytest.mark.parametrize("command, page", COMMANDS, ids=[command for command, _ in COMMANDS])
 def test_a_command_of_the_documents_can_be_given(command, page, monkeypatch, record_property):
-    documents.check(command, monkeypatch, whole=True)
+    assert documents.wrong_with(command, monkeypatch, whole=True) == ""
     if command not in RUN:
         record_property("documents", f"parsed: {command} ({page})")
 
 
 @pytest.mark.parametrize("part, page", PARTS, ids=[part for part, _ in PARTS])
 def test_a_command_in_a_sentence_can_be_given(part, page, monkeypatch, record_property):
-    documents.check(part, monkeypatch, whole=False)
+    assert documents.wrong_with(part, monkeypatch, whole=False) == ""
     record_property("documents", f"parsed: {part} ({page})")
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("make nothing", "no targets ['nothing']"),
+        ("lmseg data list --nonsense", "unknown: ['--nonsense']"),
+        ("python -m no_such_module", "no module no_such_module"),
+        ("python bench/none.py", "no file bench/none.py"),
+        ("launch/none.sh demo", f"{ROOT / 'launch/none.sh'} is no program"),
+        ("conda install lmseg_jax", "no program conda"),
+    ],
+)
+def test_a_command_that_cannot_be_given_is_found(command, expected, monkeypatch):
+    assert documents.wrong_with(command, monkeypatch, whole=True) == expected
 
 
 def test_the_readme_lists_every_config():
