@@ -9,6 +9,8 @@ UPDATES  160k, 320k, 640k (semantic) or 320k, 640k, 960k (panoptic), of all data
          a model of one dataset makes its share of them; or any number
 CHANGE   no_guidance: decoder without category guidance    text_visual: its other order (Table 5)
          no_daa: one augmentation for all datasets         imagenet: encoder from ImageNet weights
+         rn101: CLIP's ResNet-101                          without_CARD: this dataset is asked for
+                                                           by its names, but not trained on
 
 Which row is which, with the paper's numbers where they are known to us (averages are cut after two
 decimals there):
@@ -31,6 +33,9 @@ guidance and its order                          Table 5, and for panoptic
   semantic,lmseg,160k,text_visual
 DAA                                             Table 6, whose first row has neither part
   semantic,lmseg,320k,no_daa                    COCO-Stuff 40.53 without, 39.21 with DAA
+of the authors' release, in no table we know
+  TASK,lmseg,UPDATES,rn101[,no_daa]             both tasks with and without DAA
+  semantic,lmseg,160k,without_ade20k            and without_coco_stuff
 
 The manual taxonomy is segmented by the asked dataset's names; with
 `--config.model.manual.restrict=False` all names of the union compete. All methods share data order,
@@ -44,15 +49,19 @@ CARDS = {
     "semantic": ("ade20k", "coco_stuff", "cityscapes", "mapillary"),
     "panoptic": ("coco_panoptic", "ade20k_panoptic", "cityscapes_panoptic"),
 }
-CHANGES = ("no_guidance", "text_visual", "no_daa", "imagenet")
+CHANGES = ("no_guidance", "text_visual", "no_daa", "imagenet", "rn101")
+UNSEEN = "without_"  # before a dataset's name
 
 
 def get_config(row: str = "semantic,lmseg,160k"):
     task, method, updates, *changes = row.split(",") + [""] * (2 - row.count(","))
     cards = CARDS.get(task, ())
-    unknown = [change for change in changes if change not in CHANGES]
+    unseen = [change.removeprefix(UNSEEN) for change in changes if change.startswith(UNSEEN)]
+    possible = {*CHANGES, *(UNSEEN + card for card in cards if method == "lmseg")}
+    unknown = [change for change in changes if change not in possible]
     if not cards or method not in (*base.JOINT, *cards) or unknown:
-        known = f"{' | '.join(CARDS)}; {' | '.join([*base.JOINT, *cards])}; {' | '.join(CHANGES)}"
+        known = f"{' | '.join(CARDS)}; {' | '.join([*base.JOINT, *cards])}; "
+        known += f"{' | '.join(CHANGES)}, for lmseg {UNSEEN}CARD"
         raise ValueError(f"paper:{row} is no TASK,METHOD,UPDATES[,CHANGE ...]; known: {known}")
     steps = int(updates.removesuffix("k")) * (1000 if updates.endswith("k") else 1)
 
@@ -65,7 +74,14 @@ def get_config(row: str = "semantic,lmseg,160k"):
         config.model.decoder.order = "text-visual"
     if "no_daa" in changes:
         config.data.augmentation = "fixed"
+    if "rn101" in changes:
+        config.model.resnet.depths, config.model.text.embedding = (3, 4, 23, 3), 512
+        config.pretrained.image = "openai/rn101"
+        config.pretrained.text = "openai/rn101" if config.model.head == "text" else ""
     if "imagenet" in changes:
         config.model.backbone, config.model.pixels = "resnet", "imagenet"
-        config.pretrained.image = "torchvision/resnet50"
+        config.pretrained.image = f"torchvision/resnet{101 if 'rn101' in changes else 50}"
+    if unseen:
+        config.data.train = tuple(card for card in cards if card not in unseen)
+        config.data.evaluate = cards
     return config

@@ -31,9 +31,10 @@ MODELS = [
 MODELS += [
     f"{task},lmseg,320k,{changes}"
     for task in BUDGETS
-    for changes in ("no_guidance", "no_daa", "text_visual", "no_guidance,no_daa,imagenet")
+    for changes in ("no_guidance", "no_daa", "text_visual", "no_guidance,no_daa,imagenet", "rn101")
 ]
-ABLATIONS = ("no_guidance", "no_daa", "no_guidance,no_daa", "text_visual", "imagenet")
+MODELS += [f"semantic,lmseg,160k,without_{card}" for card in ("ade20k", "coco_stuff")]
+ABLATIONS = ("no_guidance", "no_daa", "no_guidance,no_daa", "text_visual", "imagenet", "rn101")
 
 
 def load(row):
@@ -67,9 +68,33 @@ def test_each_ablation_changes_what_it_names(task, change):
             "model.pixels": "imagenet",
             "pretrained.image": "torchvision/resnet50",
         },
+        "rn101": {
+            "model.resnet.depths": (3, 4, 23, 3),
+            "model.text.embedding": 512,
+            "pretrained.image": "openai/rn101",
+            "pretrained.text": "openai/rn101",
+        },
     }
     different = {key: other[key] for key in other if other[key] != base[key]}
     assert different == {k: v for name in change.split(",") for k, v in expected[name].items()}
+
+
+def test_a_dataset_that_is_not_trained_on_is_asked_for():
+    plain, config = load("semantic,lmseg,160k"), load("semantic,lmseg,160k,without_ade20k")
+    base, other = (configuration.flat(found) for found in (plain, config))
+    assert {key: other[key] for key in other if other[key] != base[key]} == {
+        "data.train": ("coco_stuff", "cityscapes", "mapillary"),
+        "data.evaluate": SEMANTIC,
+    }
+    for row in ("semantic,multi_head,160k,without_ade20k", "panoptic,lmseg,320k,without_ade20k"):
+        with pytest.raises((ValueError, UserError), match="for lmseg without_CARD"):
+            configuration.load(f"paper:{row}")
+
+
+def test_imagenet_weights_are_those_of_the_asked_depth():
+    config = load("semantic,multi_head,160k,rn101,imagenet")
+    assert config.pretrained.image == "torchvision/resnet101" and not config.pretrained.text
+    assert config.model.resnet.depths == (3, 4, 23, 3)
 
 
 def test_datasets_share_updates_alike_and_keep_their_crops():
@@ -101,7 +126,8 @@ def test_each_model_can_be_built_and_its_updates_planned(row):
     imagenet = row.endswith("imagenet")
     stem = 7 * 7 * 3 * 64 if imagenet else 3 * 3 * (3 * 32 + 32 * 32 + 32 * 64)
     blocks = 23_508_032 - 53_120 - 9_408  # torchvision's ResNet-50 without fc, norms and stem
-    assert trunk == stem + blocks
+    more = 17 * (1024 * 256 + 3 * 3 * 256 * 256 + 256 * 1024)  # 23 blocks in res4, not 6
+    assert trunk == stem + blocks + ("rn101" in row) * more
     assert sum(leaf.size for leaf in jax.tree.leaves(params["pixel_decoder"])) == 7_540_480
     _, batches = plan.batch_plan(config, cards)
     assert batches.batch == 16
