@@ -9,7 +9,7 @@ ZONE=${ZONE:?its zone}
 FOLDER=${FOLDER:-lmseg_jax} # of the project, on the hosts
 PYTHON=${PYTHON:-.venv/bin/python}
 HEARTBEAT=${HEARTBEAT:-40} # seconds until the others end after one died
-PAUSE=${PAUSE:-60}         # seconds between two looks whether the slice is back
+PAUSE=${PAUSE:-60}         # seconds before each look whether the slice is well
 
 config=${1:?usage: TPU=NAME ZONE=ZONE launch/tpu_pod.sh CONFIG WORKDIR [--config.key=value ...]}
 workdir=${2:?usage: TPU=NAME ZONE=ZONE launch/tpu_pod.sh CONFIG WORKDIR [--config.key=value ...]}
@@ -24,8 +24,10 @@ ready() {
   [[ $(gcloud compute tpus tpu-vm describe "$TPU" --zone "$ZONE" --format 'value(state)') == READY ]]
 }
 until train; do
-  if ready; then
-    exit 1 # the slice is well: the run said what is wrong
+  status=$?
+  sleep "$PAUSE" # one that is being taken away still says READY for a moment
+  if ((status != 130)) && ready; then
+    exit "$status" # neither stopped nor taken away: the run said what is wrong
   fi
   until ready; do sleep "$PAUSE"; done
 done

@@ -90,14 +90,17 @@ def test_a_slurm_job_that_was_cancelled_does_not_queue_again(cluster):
     assert status == 130 and len(noted) == 1
 
 
-SLICE = '[[ "$*" == *" ssh "* ]] && exit $(( $(grep -c " ssh " {noted}) < {well} ))\n{state}'
+SLICE = """if [[ "$*" == *" ssh "* ]]; then
+  (( $(grep -c " ssh " {noted}) < {well} )) && exit {status}; exit 0
+fi
+{state}"""
 
 
 def test_a_tpu_slice_that_was_taken_away_is_waited_for(cluster, tmp_path):
     make, run = cluster
     noted = tmp_path / "noted"
     state = f"(( $(grep -c describe {noted}) < 3 )) && echo PREEMPTED || echo READY"
-    make("gcloud", SLICE.format(noted=noted, well=2, state=state))
+    make("gcloud", SLICE.format(noted=noted, well=2, status=255, state=state))
     status, noted, _ = run(
         "tpu_pod.sh", "demo", "/w", TPU="t", ZONE="z", PAUSE="0", PYTHON="python"
     )
@@ -110,7 +113,19 @@ def test_a_tpu_slice_that_was_taken_away_is_waited_for(cluster, tmp_path):
 
 def test_an_error_of_the_run_ends_the_work_on_a_tpu_slice(cluster, tmp_path):
     make, run = cluster
-    make("gcloud", SLICE.format(noted=tmp_path / "noted", well=9, state="echo READY"))
-    status, noted, _ = run("tpu_pod.sh", "demo", "/w", TPU="t", ZONE="z")
-    assert status == 1
-    assert [line.split()[4] for line in noted] == ["ssh", "describe"]
+    slice = SLICE.format(noted=tmp_path / "noted", well=9, status=2, state="echo READY")
+    make("gcloud", slice)
+    make("sleep", "exit 0")
+    status, noted, _ = run("tpu_pod.sh", "demo", "/w", TPU="t", ZONE="z", PAUSE="7")
+    assert status == 2
+    assert [line.split()[4] for line in noted if "gcloud" in line] == ["ssh", "describe"]
+    assert noted[1] == "sleep 7"  # before it is looked at
+
+
+def test_a_run_that_was_asked_to_stop_goes_on_though_its_slice_is_well(cluster, tmp_path):
+    make, run = cluster
+    slice = SLICE.format(noted=tmp_path / "noted", well=3, status=130, state="echo READY")
+    make("gcloud", slice)
+    status, noted, _ = run("tpu_pod.sh", "demo", "/w", TPU="t", ZONE="z", PAUSE="0")
+    assert status == 0
+    assert [line.split()[4] for line in noted] == ["ssh", "describe", "ssh", "describe", "ssh"]
