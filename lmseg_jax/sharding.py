@@ -90,23 +90,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def parameter_spec(path: str, shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+def parameter_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
     """How one array of the state is split over `fsdp` devices.
 
-    The largest axis that `fsdp` divides is split, the last one among equals. Tables that are read
-    by index split their features, so that a look-up stays on its device. Arrays below `SMALLEST`
-    elements, and those that no axis fits, are replicated.
+    The largest axis that `fsdp` divides is split, the last one among equals. Arrays below
+    `SMALLEST` elements, and those that no axis fits, are replicated.
 
     Args:
-      path: names from the root, joined by "/"; optimizer moments end with their parameter's path.
       shape: of the array.
       fsdp: size of the mesh axis.
     """
     if fsdp == 1 or math.prod(shape) < SMALLEST:
         return PartitionSpec()
     fitting = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
-    if path.endswith("embedding") and len(shape) - 1 in fitting:
-        fitting = [len(shape) - 1]
     if not fitting:
         return PartitionSpec()
     chosen = max(fitting, key=lambda axis: (shape[axis], axis))
@@ -116,9 +112,6 @@ def parameter_spec(path: str, shape: tuple[int, ...], fsdp: int) -> PartitionSpe
 def state_shardings(abstract_tree, mesh: Mesh):
     """A NamedSharding for each leaf of a tree of arrays or ShapeDtypeStructs; same structure."""
     fsdp = mesh.shape["fsdp"]
-
-    def sharding(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return NamedSharding(mesh, parameter_spec(name, leaf.shape, fsdp))
-
-    return jax.tree_util.tree_map_with_path(sharding, abstract_tree)
+    return jax.tree.map(
+        lambda leaf: NamedSharding(mesh, parameter_spec(leaf.shape, fsdp)), abstract_tree
+    )

@@ -95,7 +95,7 @@ def test_beside_gradients_devices_exchange_split_text_weights_counts_and_norms_o
         for part in lmseg.TEXT_PARTS
         for leaf in jax.tree.leaves(tree.get(part, {}))
     ]
-    split = {shape for shape in text if sharding.parameter_spec("", shape, fsdp)}
+    split = {shape for shape in text if sharding.parameter_spec(shape, fsdp)}
     assert bool(split) == (fsdp > 1)
     weights = {("all-gather", f"f32[{','.join(map(str, shape))}]") for shape in split}
     assert found == {
