@@ -54,9 +54,36 @@ def command(workdir, *flags, accident=()):
     ]
 
 
-def alive(ids) -> list[int]:
-    """Those of some processes that have not ended."""
-    return [number for number in ids if Path(f"/proc/{number}").exists()]
+def alive(number: int) -> bool:
+    """Whether a process has not ended; one whose status nobody has read yet has."""
+    try:
+        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def bring_down(workdir: Path, victim: int, accident: signal.Signals, *, flags) -> float:
+    """Starts a run of two processes, one of which meets with an accident after three updates.
+
+    Returns:
+      Seconds until the other had ended; the job's status is that of an error.
+    """
+    process = begin_several(2, workdir, *flags)
+    wait_for(workdir, 3, process)
+    began, started = time.monotonic(), children(process)
+    os.kill(started[victim], accident)
+    others = started[:victim] + started[victim + 1 :]
+    while any(map(alive, others)):
+        assert time.monotonic() - began < 60, printed(workdir.parent)
+        time.sleep(0.1)
+    seconds = time.monotonic() - began
+    if accident == signal.SIGSTOP:
+        os.kill(started[victim], signal.SIGKILL)  # it hangs for ever, and so would the script
+    assert end(process, seconds=10) not in (0, 130), printed(workdir.parent)
+    assert gave_up(printed(workdir.parent)), printed(workdir.parent)
+    assert not any(map(alive, started))
+    return seconds
 
 
 def kills(folder: Path) -> None:
@@ -109,25 +136,28 @@ def full(folder: Path) -> None:
 
 
 def processes(folder: Path) -> None:
-    """Two, then four processes learn what one does; a dead one ends all; SIGTERM to one saves."""
+    """Two, then four processes learn what one does.
+
+    One that dies or hangs, the first one too, ends the others; SIGTERM to one makes all save.
+    """
     flags = ["--config.batching.multiple=4"]
     one, several = folder / "one", folder / "several"
     assert end(begin(command(one, *flags), folder=folder)) == 0, printed(folder)
 
-    process = begin_several(2, several, *flags)
-    wait_for(several, 3, process)
-    began, started = time.monotonic(), children(process)
-    os.kill(started[1], signal.SIGKILL)
-    assert end(process, seconds=60) not in (0, 130), printed(folder)
-    assert gave_up(printed(folder)) and not alive(started), printed(folder)
-    print(f"processes: all ended {time.monotonic() - began:.1f} s after one died", flush=True)
+    for victim, accident in ((0, signal.SIGKILL), (1, signal.SIGSTOP), (1, signal.SIGKILL)):
+        workdir = folder / f"{accident.name}_{victim}" / "run"
+        workdir.parent.mkdir()
+        seconds = bring_down(workdir, victim, accident, flags=flags)
+        told = f"process {victim} got {accident.name}, the other had ended {seconds:.1f} s later"
+        print(f"processes: {told}, with checkpoint {saved(workdir)[-1]}", flush=True)
+    workdir.rename(several)
 
     process = begin_several(4, several, *flags)
     wait_for(several, 5, process)
     began, started = time.monotonic(), children(process)
     os.kill(started[3], signal.SIGTERM)
     assert end(process, seconds=60) == 130, printed(folder)
-    assert not alive(started)
+    assert not any(map(alive, started))
     stopped = saved(several)[-1]
     print(f"processes: saved {stopped} {time.monotonic() - began:.1f} s after SIGTERM", flush=True)
 
