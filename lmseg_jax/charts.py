@@ -12,6 +12,7 @@ from lmseg_jax.taxonomy import plain
 DOT = 7  # pixels between the middles of the dots of one name
 DIRECTIONS = 16  # that a label is tried in, around its point
 DISTANCES = (7, 13, 20, 30, 44, 60)  # pixels from the point, tried in this order
+GAP = 6  # pixels between labels on a line, and to the frame
 PALETTE = 256  # colours of a saved chart: a third of the bytes, no difference that is seen
 
 
@@ -133,11 +134,13 @@ def names_chart(
 def cost_chart(
     rows: Sequence[dict], *, scores: dict[str, str], cost: str, unit: str, path: str | Path
 ) -> None:
-    """Writes a PNG of scores against the cost of training: one chart a score, one colour a method.
+    """Writes a PNG of scores against the cost of training: one chart a score, one colour a label.
+
+    Rows with the same label are one method at several costs: a line joins their means.
 
     Args:
-      rows: one dict a method: `label`, `cost` (of the whole method), `runs`: one dict a seed with
-        the keys of `scores`.
+      rows: one dict a row: `label`, `cost` (of the whole method), `runs`: one dict a seed with the
+        keys of `scores`.
       scores: {key of a run: title}; a run may lack one, or hold None.
       cost: what the x axis shows, such as "cost of training".
       unit: of the cost, behind its number, such as "FLOP"; "" = a count.
@@ -148,18 +151,24 @@ def cost_chart(
     figure, charts = _figure((5.6 * len(scores), 4.4), title="", columns=len(scores))
     for axes, (key, title) in zip(np.atleast_1d(charts), scores.items(), strict=True):
         points, labels, colors, dots = [], [], [], []
-        for k, row in enumerate(rows):
-            values = [run[key] for run in row["runs"] if run.get(key) is not None]
-            if not values:
-                continue
-            x, y = row["cost"], float(np.mean(values))
-            axes.scatter([x] * len(values), values, s=14, color=f"C{k % 10}", linewidths=0)
-            axes.scatter([x], [y], s=50, color=f"C{k % 10}", edgecolors="white", zorder=3)
-            points.append((x, y))
-            labels.append(row["label"])
-            colors.append(f"C{k % 10}")
-            dots += [(x, value) for value in (*values, y)]
-        costs = [x for x, _ in points]
+        for k, label in enumerate(dict.fromkeys(row["label"] for row in rows)):
+            color, means = f"C{k % 10}", []
+            for row in rows:
+                values = [run[key] for run in row["runs"] if run.get(key) is not None]
+                if row["label"] != label or not values:
+                    continue
+                x, y = row["cost"], float(np.mean(values))
+                axes.scatter([x] * len(values), values, s=14, color=color, linewidths=0)
+                axes.scatter([x], [y], s=50, color=color, edgecolors="white", zorder=3)
+                means.append((x, y))
+                dots += [(x, value) for value in (*values, y)]
+            if means:
+                means.sort()
+                axes.plot(*zip(*means, strict=True), color=color, linewidth=1, alpha=0.6)
+                points.append(means[-1])  # that is where its label goes
+                labels.append(label)
+                colors.append(color)
+        costs = [x for x, _ in dots]
         if min(costs) > 0 and max(costs) > 5 * min(costs):
             axes.set_xscale("log")
         axes.margins(0.25, 0.15)
@@ -212,8 +221,8 @@ def _label(axes, names, points, *, dots, colors, size: float) -> int:
         for left, low, near in _places(x, y, box.width, box.height):
             spot = np.array([left, low, left + box.width, low + box.height])
             inside = (
-                frame.x0 < spot[0]
-                and spot[2] < frame.x1
+                frame.x0 + GAP < spot[0]
+                and spot[2] < frame.x1 - GAP
                 and frame.y0 < spot[1]
                 and spot[3] < frame.y1
             )
@@ -227,7 +236,7 @@ def _label(axes, names, points, *, dots, colors, size: float) -> int:
             continue
         spot, near = found
         text.set_position(spot[:2])
-        boxes = np.vstack([boxes, spot])
+        boxes = np.vstack([boxes, spot + (-GAP, 0, GAP, 0)])
         if not near:
             end = np.clip((x, y), spot[:2], spot[2:])
             line = {"color": "0.7", "linewidth": 0.6, "zorder": 1, "scalex": False, "scaley": False}

@@ -96,7 +96,8 @@ def read_tables(path: Path, *, cost: str) -> list[dict]:
       cost: key of a row's `cost`.
 
     Returns:
-      One dict a method: `label`, `cost` (a number), `runs`: dicts with `miou` and `pq`, percent.
+      One dict a row: `label` (its method's, where rows of several budgets share one), `cost` (a
+      number), `runs`: dicts with `miou` and `pq`, percent.
 
     Raises:
       UserError: it cannot be read, or lacks something.
@@ -104,7 +105,7 @@ def read_tables(path: Path, *, cost: str) -> list[dict]:
     try:
         rows = [
             {
-                "label": str(row["label"]),
+                "label": str(row.get("method") or row["label"]),
                 "cost": float(row["cost"][cost]),
                 "runs": [
                     {key: run[key] and float(run[key]) for key in SCORES if key in run}

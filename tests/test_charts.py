@@ -2,6 +2,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from lmseg_jax import charts
@@ -96,6 +97,33 @@ def test_costs_show_every_seed_and_the_mean(tmp_path):
     assert near(one, BLUE)
     assert not near(one, ORANGE)
     assert near(two, ORANGE)
+
+
+def test_costs_of_one_method_are_joined_and_labelled_once(tmp_path, monkeypatch):
+    lines, labels = [], []
+    plot, text = Axes.plot, Axes.text
+
+    def plotted(axes, x, y, **settings):
+        lines.append((list(x), list(y)))
+        return plot(axes, x, y, **settings)
+
+    def written(axes, x, y, words, **settings):
+        labels.append(words)
+        return text(axes, x, y, words, **settings)
+
+    monkeypatch.setattr(Axes, "plot", plotted)
+    monkeypatch.setattr(Axes, "text", written)
+    rows = [
+        {"label": "one", "cost": 4e12, "runs": [{"miou": 60.0}]},
+        {"label": "two", "cost": 1e12, "runs": [{"miou": 40.0}]},
+        {"label": "one", "cost": 1e12, "runs": [{"miou": 50.0}, {"miou": 54.0}]},
+        {"label": "one", "cost": 2e12, "runs": []},
+    ]
+    charts.cost_chart(
+        rows, scores={"miou": "mIoU"}, cost="cost", unit="FLOP", path=tmp_path / "lines.png"
+    )
+    assert ([1e12, 4e12], [52, 60]) in lines
+    assert labels == ["one", "two"]
 
 
 def test_a_picture_that_cannot_be_written_is_named(tmp_path):
