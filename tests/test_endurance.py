@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from lmseg_jax.errors import UserError
 from tests.several import (
     CONFIG,
     SMALL,
+    begin,
     begin_several,
     children,
     end,
@@ -25,6 +27,7 @@ from tests.several import (
 )
 
 LAST = 8  # updates of the config
+KILLED = 40  # file operations after the first save has begun; a save makes about 30
 EVERYTHING = ("step", "params", "frozen", "optimizer", "average")
 
 pytestmark = pytest.mark.slow
@@ -40,6 +43,13 @@ def run_here(workdir, *flags):
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def contents(workdir, update):
+    """The bytes of every array of a checkpoint."""
+    folder = workdir / "checkpoints"
+    arrays = checkpoint.read_weights(folder, step=update, names=EVERYTHING)
+    return [array.tobytes() for array in jax.tree.leaves(arrays)]
 
 
 @pytest.fixture(scope="module")
@@ -76,21 +86,41 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_changes_anything(
             sums["parts"]["loss"] = sums["parts"]["loss"] * np.nan
         return sums
 
+    class Watched(train.Loader):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            loaders.append(self)
+
+    loaders = []
+    monkeypatch.setattr(train, "Loader", Watched)
     monkeypatch.setattr(train, "gradient", broken)
     flags = ["--config.log.every=8", "--config.checkpoint.every=8"]  # it is found an update later
     with pytest.raises(UserError) as caught:
         run_here(tmp_path, *flags)
     message = str(caught.value)
     assert "became infinite or NaN in update 6 and changed nothing" in message
-    assert "is saved as checkpoint 5; its images were world_patterns: " in message
-    assert "; world_shapes: " in message
+    named = loaders[0].names(5)  # of the sixth; tests/pipeline/test_batches.py reads them off
+    assert list(named) == ["world_patterns", "world_shapes"] and named != loaders[0].names(4)
+    images = "; ".join(f"{world}: {', '.join(found)}" for world, found in named.items())
+    assert f"is saved as checkpoint 5; its images were {images}; look at these" in message
     assert saved(tmp_path) == [4, 5]  # 4 before its evaluation
-    found, expected = (
-        jax.tree.leaves(checkpoint.read_weights(workdir / "checkpoints", step=5, names=EVERYTHING))
-        for workdir in (tmp_path, plain[0])
-    )
-    assert len(found) == len(expected) > 100
-    assert all(a.tobytes() == b.tobytes() for a, b in zip(found, expected, strict=True))
+    found, expected = contents(tmp_path, 5), contents(plain[0], 5)
+    assert len(expected) > 100 and found == expected
+
+
+def test_a_kill_within_a_save_costs_nothing_that_was_saved(plain, tmp_path):
+    """At an operation in the middle of a save after the first; then to the bits of a calm run."""
+    workdir = tmp_path / "run"
+    flags = [*SMALL, "--config.mesh.cpu_devices=1", "--config.checkpoint.every=5"]
+    accident = [sys.executable, "-m", "tests.disturbed", "operation", KILLED]
+    run = begin([*accident, "--config", CONFIG, "--workdir", workdir, *flags], folder=tmp_path)
+    assert end(run, seconds=120) == -signal.SIGKILL, printed(tmp_path)
+    assert list((workdir / "checkpoints").glob(checkpoint.UNFINISHED))
+    steps = saved(workdir)
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        assert run_here(workdir, "--config.checkpoint.every=5") == 0
+    assert f"; from update {steps[-1]}\n" in told.getvalue()
+    assert contents(workdir, LAST) == contents(plain[0], LAST)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +159,7 @@ def test_two_processes_learn_what_one_does_and_one_goes_on_from_their_checkpoint
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-5)
     rows = [row["step"] for row in logs.read(several[0]) if "loss" in row]
     assert rows == list(range(1, LAST + 1))  # written once, by process 0
+    assert len(list((several[0] / "tensorboard").iterdir())) == 2  # a file of each start
 
 
 def test_the_sums_of_an_evaluation_are_those_of_one_process(plain, several):

@@ -120,6 +120,21 @@ def test_several_words_for_one_class_add_their_probabilities(loaded, image):
     np.testing.assert_allclose(joined[:, 1:], parted[:, 2:], rtol=1e-5)
 
 
+def test_names_are_read_once_however_many_images_follow(loaded, image, monkeypatch):
+    encode, read = loaded._encode, []
+
+    def noted(*arguments):
+        read.append(arguments)
+        return encode(*arguments)
+
+    monkeypatch.setattr(loaded, "_encode", noted)
+    first, *others = (loaded.raw(image, classes=["harbour", "pier"])[0] for _ in range(3))
+    assert len(read) == 1
+    assert all(np.array_equal(other, first) for other in others)
+    loaded.raw(image, classes=["harbour", "quay"])
+    assert len(read) == 2
+
+
 def test_lists_of_names_share_a_program_until_there_are_too_many(loaded, image):
     loaded.raw(image, classes=["car"])
     programs = set(loaded._programs)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmseg_jax import logs, train
+from lmseg_jax import configuration, logs, train, words
 from lmseg_jax.datasets.card import load_card
 from lmseg_jax.datasets.formats import open_source
 from lmseg_jax.datasets.sample import semantic_map
@@ -179,6 +179,33 @@ def test_evaluation_of_the_checkpoint_gives_the_same_scores(folder, undisturbed)
     (workdir / "scores.json").unlink()
     finish(start(workdir, "--config.mode=evaluate"))
     assert json.loads((workdir / "scores.json").read_text()) == trained
+
+
+def test_a_checkpoint_is_asked_for_names_that_training_had_not(
+    folder, undisturbed, monkeypatch, capsys
+):
+    measured = []
+
+    def noted(*arguments, **settings):
+        measured.append(evaluate_set(*arguments, **settings))
+        return measured[0]
+
+    evaluate_set = words.evaluate_set
+    monkeypatch.setattr(words, "evaluate_set", noted)
+    asked = {"mode": "words", "data.train": "world_words", "mesh.data": 1}
+    asked["data.evaluate"] = "world_words,world_words_unseen"
+    config = configuration.load(str(CONFIG), [f"--config.{k}={v}" for k, v in asked.items()])
+    configuration.check(config)
+    assert words.run(config, folder / "undisturbed") == 0
+    found = json.loads((folder / "undisturbed" / "words.json").read_text())
+    assert set(found) == {"step", "world_words_unseen"} and found["step"] == LAST
+    names = found["world_words_unseen"]["names"]
+    assert [len(names), sum(entry["unseen"] for entry in names.values())] == [30, 6]
+    ((scores, pictures),) = measured  # counted on the way, not from the label maps
+    assert len(pictures) == found["world_words_unseen"]["images"] == 2
+    there = {name: entry["iou"] for name, entry in names.items() if entry["iou"] is not None}
+    assert there and there == pytest.approx({name: scores["iou"][name] for name in there})
+    assert "24 seen" in capsys.readouterr().out
 
 
 def test_a_workdir_of_another_config_is_refused_with_the_difference(folder, undisturbed):
