@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 PAPER, INK = (255, 255, 255), (38, 42, 51)
 SMALLEST, LARGEST = 288, 640  # side lengths between which panels show an image
 LEGEND_LIMIT = 24  # a legend of more classes lists only those that occur
+COUNT = "loss/nonfinite"  # of costs, so no part of the loss
 
 
 def colorize(labels: np.ndarray, colors: np.ndarray) -> np.ndarray:
@@ -226,7 +227,7 @@ def curves(rows: Sequence[dict], path: str | Path) -> None:
 
     series = _series(rows)
     charts = {
-        "loss": [key for key in series if key == "loss" or key.startswith("loss/")],
+        "loss": [key for key in series if key.partition("/")[0] == "loss" and key != COUNT],
         "learning rate": [key for key in series if key == "rate" or key.startswith("rate/")],
         "gradient norm": [key for key in series if key == "gradient_norm"],
         "mIoU, %": [key for key in series if _is_score(key, "miou")],

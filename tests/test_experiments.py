@@ -18,6 +18,8 @@ from lmseg_jax.suites import Claim, Row
 
 WORLDS = suites.SUITES["worlds"]
 KINDS = ("a", "b")
+RESULTS = {"budgets": "worlds"}  # a suite's folder of docs/results where it is another's
+BUDGETS = ("_600", "", "_2400")  # ends of names
 
 
 def result(miou, pq, *, elsewhere=None):
@@ -66,11 +68,12 @@ def found(results):
 
 
 @pytest.mark.parametrize("name", suites.SUITES)
-def test_every_row_of_a_suite_trains_on_as_many_images(name):
+def test_the_rows_of_a_claim_train_on_as_many_images(name):
     suite = suites.SUITES[name]
     costs = {row.name: experiments.cost(row, []) for row in suite.rows}
-    assert len({cost["images"] for cost in costs.values()}) == 1
-    assert len({cost["updates"] for cost in costs.values()}) == 1
+    for claim in suite.claims:
+        compared = [costs[row] for row in (claim.better, *claim.others)]
+        assert len({(cost["images"], cost["updates"]) for cost in compared}) == 1
     recipes = {name: cost["recipe"] for name, cost in costs.items()}
     assert len(set(recipes.values())) == len(suite.rows)
 
@@ -84,6 +87,22 @@ def test_claims_and_repeated_rows_name_rows_of_their_suite(name):
         assert {claim.better, *claim.others} <= set(names)
     for row in suite.rows:
         assert not row.of or names.index(row.of) < names.index(row.name)
+
+
+def test_three_budgets_are_as_far_apart_as_the_papers_and_share_the_runs_of_the_suite_worlds():
+    rows = {row.name: row for row in suites.SUITES["budgets"].rows}
+    methods = ("lmseg", "multi_head", "manual", "single")
+    assert set(rows) == {f"{name}{end}" for name in methods for end in BUDGETS}
+    worlds = {row.name: row for row in WORLDS.rows}
+    for name in methods:
+        updates = [experiments.cost(rows[f"{name}{end}"], [])["updates"] for end in BUDGETS]
+        assert updates == [600, 1200, 2400]
+        assert {rows[f"{name}{end}"].method for end in BUDGETS} == {worlds[name].label}
+        recipes = [experiments.cost(row[name], [])["recipe"] for row in (rows, worlds)]
+        assert recipes[0] == recipes[1]
+    first, _, last = suites.SUITES["budgets"].claims
+    assert first.paper == {"miou": (0.59,), "pq": (2.70,)}
+    assert last.paper == {"miou": (0.22,), "pq": (2.47,)}
 
 
 def test_ablations_change_what_their_name_says():
@@ -246,14 +265,14 @@ def test_plots_show_each_seed_its_mean_and_the_papers_difference(found, tmp_path
 def test_committed_tables_are_those_of_the_committed_results(name):
     folder = Path(__file__).resolve().parents[1] / "docs" / "results"
     suite = suites.SUITES[name]
-    found = experiment_tables.collect(name, suite.rows, results=folder / name)
+    found = experiment_tables.collect(name, suite.rows, results=folder / RESULTS.get(name, name))
     expected = experiment_tables.markdown(found, suite.claims)
     assert (folder / f"{name}.md").read_text() == expected
 
 
 @pytest.mark.parametrize("name", suites.SUITES)
 def test_committed_results_are_of_todays_recipes(name):
-    folder = Path(__file__).resolve().parents[1] / "docs" / "results" / name
+    folder = Path(__file__).resolve().parents[1] / "docs" / "results" / RESULTS.get(name, name)
     suite = suites.SUITES[name]
     for row in suite.rows:
         recipe = experiments.cost(row, [])["recipe"]
@@ -281,6 +300,57 @@ def test_a_run_goes_from_training_to_tables_and_is_not_made_again(tmp_path, caps
     monkeypatch.setattr(experiments, "launch", None)  # nothing may be run again
     assert experiments.main(arguments) == 0
     assert "2 runs, 2 finished; to do: 0 trainings" in capsys.readouterr().out
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What would have been run: (config, workdir, flags) of each; every run scores its world 50."""
+    calls = []
+
+    def launch(config, workdir, flags):
+        calls.append((config, workdir, list(flags)))
+        workdir.mkdir(parents=True, exist_ok=True)
+        world = config.partition(":")[2]
+        (workdir / "scores.json").write_text(json.dumps({world: {"miou": 50.0}}))
+        return 0
+
+    monkeypatch.setattr(experiments, "launch", launch)
+    monkeypatch.setattr(experiments, "gigaflops", lambda row, flags: 7.0)
+    return calls
+
+
+def test_the_models_of_a_row_are_trained_apart_and_scored_together(launched, tmp_path):
+    row = BY_NAME["single"]
+    known = {"recipe": "r"}
+    where = {"workdir": tmp_path, "results": tmp_path}
+    assert experiments.run_row(row, 3, known, flags=["--config.log.every=5"], **where) == 0
+    worlds = ("world_patterns", "world_colors", "world_coarse")
+    flags = ["--config.seed=3", "--config.log.every=5"]
+    assert launched == [(f"worlds:{w}", tmp_path / "single-3" / w, flags) for w in worlds]
+    result = json.loads((tmp_path / "single-3.json").read_text())
+    assert result["scores"] == {world: {"miou": 50.0} for world in worlds}
+    assert result["cost"] == {"recipe": "r", "gflop": 7.0} and result["seed"] == 3
+
+
+def test_weights_are_made_once_and_given_to_every_seed(launched, tmp_path):
+    row, weights = BY_NAME["shuffled"], tmp_path / "clip_worlds_shuffled"
+    for seed in (0, 1):
+        where = {"workdir": tmp_path, "results": tmp_path}
+        assert experiments.run_row(row, seed, {}, flags=[], **where) == 0
+    (pretraining, *runs) = launched
+    assert pretraining == ("clip_worlds:shuffled", weights, [])
+    given = [
+        f"--config.pretrained.{part}={weights}/worlds_clip.safetensors"
+        for part in ("image", "text")
+    ]
+    assert runs == [
+        (
+            "worlds:lmseg,no_guidance,no_daa",
+            tmp_path / f"shuffled-{seed}",
+            [f"--config.seed={seed}", *given],
+        )
+        for seed in (0, 1)
+    ]
 
 
 BY_NAME = {row.name: row for row in WORLDS.rows}

@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from lmseg_jax import visualize
@@ -192,3 +193,24 @@ def test_smoothing_keeps_ends_and_constants():
     spike = np.zeros(80)
     spike[40] = 5
     np.testing.assert_allclose(visualize._smooth(spike)[37:44], [0, 1, 1, 1, 1, 1, 0])
+
+
+def test_a_count_of_costs_is_no_curve_of_the_loss(tmp_path, monkeypatch):
+    labels, scales = [], []
+    plot, scale = Axes.plot, Axes.set_yscale
+
+    def plotted(axes, *data, **settings):
+        labels.append(settings.get("label"))
+        return plot(axes, *data, **settings)
+
+    def scaled(axes, kind, **settings):
+        scales.append((axes.get_title(), kind))
+        return scale(axes, kind, **settings)
+
+    monkeypatch.setattr(Axes, "plot", plotted)
+    monkeypatch.setattr(Axes, "set_yscale", scaled)
+    parts = {"loss/dice": 1.0, "loss/nonfinite": 0.0}
+    rows = [{"step": step, "loss": 9.0 / step, **parts} for step in (1, 2)]
+    visualize.curves(rows, tmp_path / "curves.png")
+    assert set(labels) == {None, "loss", "loss/dice"}
+    assert ("loss", "log") in scales  # which a zero would not allow
