@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,23 @@ def test_of_several_processes_the_worst_status_counts(cluster):
     assert sorted(noted) == [
         f"{common} --processes 3 --process {process} --heartbeat 40" for process in range(3)
     ]
+
+
+def test_sigterm_reaches_all_processes_and_all_are_waited_for(cluster, tmp_path):
+    noted = tmp_path / "noted"
+    saves = f'trap "sleep 0.2; echo saved >> {noted}; exit 130" TERM'
+    cluster[0]("python", f"{saves}\necho ready >> {noted}\nwhile :; do sleep 0.05; done")
+    script = subprocess.Popen(
+        [ROOT / "launch" / "local.sh", "demo", "w"],
+        env=os.environ | {"PYTHON": str(tmp_path / "python"), "PROCESSES": "3"},
+    )
+    end = time.monotonic() + 30
+    while not noted.exists() or noted.read_text().count("ready") < 3:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    script.terminate()
+    assert script.wait(30) == 130
+    assert noted.read_text().splitlines()[6:] == ["saved"] * 3
 
 
 @pytest.mark.parametrize(("ended", "queues"), [(130, True), (0, False), (2, False)])
