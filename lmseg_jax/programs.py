@@ -132,10 +132,7 @@ def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
     for line in compiled.as_text().splitlines():
         match = re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
         if match:
-            shapes = SHAPE.findall(match[1])
-            if match[3]:  # a started message names its operands first, then its results
-                shapes = shapes[len(shapes) // 2 :]
-            for kind, sides in shapes:
+            for kind, sides in _results(SHAPE.findall(match[1]), match[2], started=bool(match[3])):
                 key = (match[2], f"{kind}[{sides}]")
                 counts[key] = counts.get(key, 0) + 1
     found = [
@@ -143,6 +140,19 @@ def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
         for (kind, shape), count in counts.items()
     ]
     return sorted(found, key=lambda collective: -collective.bytes)
+
+
+def _results(shapes: list, kind: str, *, started: bool) -> list:
+    """The shapes that a message leaves behind, of all that its line in the program names.
+
+    Where a message is started and awaited apart, as on accelerators, the line of an all-gather has
+    operands before results, that of a permutation operand, result and two counters.
+    """
+    if started and kind == "all-gather":
+        return shapes[len(shapes) // 2 :]
+    if started and kind == "collective-permute":
+        return shapes[1:2]
+    return shapes
 
 
 def size(shape: str) -> int:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from lmseg_jax import assembly, finetuning, logs, sharding, state
@@ -105,7 +106,7 @@ def run(config: ConfigDict, workdir: Path) -> int:
         told = describe(train_state, cards, feeds=feeds, plan=plan, mesh=mesh, first=first)
         print("\n".join([told, *origin]), flush=True)
     progress = logs.Progress(last, images=config.batching.batch, start=first)
-    stop = asked_to_stop()
+    stop = asked_to_stop(mesh)
     halt = functools.partial(refuse, loader=loader, checkpoints=checkpoints, run_facts=run_facts)
 
     def due(done: int) -> bool:
@@ -177,8 +178,8 @@ def run(config: ConfigDict, workdir: Path) -> int:
 
     # ---- the end: scores, tables, pictures; everything is saved, so from here a signal just ends
     checkpoints.wait()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     network.load(*assembly.evaluated_weights(train_state))
     try:
         scores, pictures = finish(network, sets, config, workdir, step=last)
@@ -287,16 +288,26 @@ def summary(update: int, scores: dict[str, dict]) -> str:
     return f"evaluation after update {update}: " + ", ".join(cells)
 
 
-def asked_to_stop() -> Callable[[], bool]:
-    """From now on SIGINT and SIGTERM only ask; the result says whether one came to any process."""
+def asked_to_stop(mesh: Mesh) -> Callable[[], bool]:
+    """From now on SIGINT and SIGTERM only ask; the result says whether one came to any process.
+
+    All processes call it once an update. Of several, the answer is what they knew at the call
+    before: that message has arrived by then, so no device waits for the host.
+    """
     asked = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.append(True))
+    if jax.process_count() == 1:
+        return lambda: bool(asked)
+    split = NamedSharding(mesh, sharding.BATCH)
+    most = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
+    devices = len(mesh.local_devices)
+    before = [np.int32(0)]
 
     def answer() -> bool:
-        if jax.process_count() == 1:
-            return bool(asked)
-        return bool(np.max(multihost_utils.process_allgather(np.int32(bool(asked)))))
+        mine = np.full(devices, len(asked), np.int32)
+        before.append(most(jax.make_array_from_process_local_data(split, mine)))
+        return bool(np.asarray(before.pop(0)))
 
     return answer
 

@@ -1,5 +1,7 @@
 """What the compiled programs of an update exchange, and what they take."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +120,33 @@ def test_messages_are_counted_with_their_bytes():
     (message,) = programs.collectives(compiled)
     assert (message.kind, message.shape, message.count) == ("all-reduce", "f32[6,5]", 1)
     assert message.bytes == 4 * 6 * 5
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("f32[6,5]{1,0} all-gather(%p), dimensions={0}", [("all-gather", "f32[6,5]")]),
+        (
+            "(f32[3,5]{1,0}, f32[6,5]{1,0:T(8,128)}) all-gather-start(%p), dimensions={0}",
+            [("all-gather", "f32[6,5]")],
+        ),
+        (
+            "(f32[2,3]{1,0}, f32[5,7]{1,0}) all-reduce-start(%p, %q), to_apply=%add",
+            [("all-reduce", "f32[5,7]"), ("all-reduce", "f32[2,3]")],
+        ),
+        (
+            "(f32[8,8]{1,0}, f32[8,8]{1,0}, u32[]{:S(2)}, u32[]) collective-permute-start(%p)",
+            [("collective-permute", "f32[8,8]")],
+        ),
+        ("f32[6,5]{1,0} all-gather-done(%a)", []),
+        ("f32[6,5]{1,0} add(%p, %q)", []),
+    ],
+)
+def test_a_message_is_what_it_leaves_behind_whether_it_is_awaited_at_once_or_later(line, expected):
+    compiled = types.SimpleNamespace(as_text=lambda: f"ENTRY %main {{\n  %x = {line}\n}}")
+    found = programs.collectives(compiled)
+    assert [(message.kind, message.shape) for message in found] == expected
+    assert all(message.count == 1 for message in found)
 
 
 @pytest.mark.parametrize(
