@@ -122,6 +122,7 @@ def get_config():
     config.evaluation.batch = 1  # images a device segments at once, where their sizes agree
     config.evaluation.average = 1  # `mean_of_last` is the mean of this many evaluations
     config.evaluation.cross = False  # fill the worlds x taxonomies table at the end
+    config.evaluation.scenes = ()  # worlds whose scenes are its rows; () = those evaluated
     config.evaluation.baselines = False  # trivial baselines beside the model
     config.evaluation.flip = False  # average the label scores with those of the mirrored image
     config.evaluation.scale = 1.0  # times the test size of every card

@@ -125,21 +125,35 @@ def without_truth(sample: Sample) -> Sample:
     )
 
 
-def world_sets(sets: Sequence[EvaluationSet]) -> list[EvaluationSet]:
-    """Those sets whose scenes are rendered, and so known in every taxonomy."""
-    return [data for data in sets if data.card.format == "world"]
-
-
 def worlds_by_taxonomies(
     network: Network, sets: Sequence[EvaluationSet], config: ConfigDict
 ) -> dict:
-    """The worlds x taxonomies table; see `evaluate.cross_table`."""
+    """The worlds x taxonomies table, see `scoring.cross_table`; empty with the scenes of one world.
 
-    def relabel(scenes: EvaluationSet, words: EvaluationSet):
-        source = WorldSource(scenes.card, config.data.evaluate_split, labels=words.card)
+    Raises:
+      UserError: `evaluation.scenes` names a card whose scenes are not rendered, and so not known in
+        every taxonomy.
+    """
+    words = [data for data in sets if data.card.format == "world"]
+    scenes = [data.card for data in words]
+    if config.evaluation.scenes:
+        scenes = [load_card(name) for name in config.evaluation.scenes]
+        for card in scenes:
+            if card.format != "world":
+                raise UserError(
+                    f"config.evaluation.scenes: {card.name} is no world, so nobody knows its images"
+                    " in other words"
+                )
+        scale = config.evaluation.scale
+        scenes = [replace(card, test=card.test.times(scale)) for card in scenes]
+    if len(scenes) < 2:
+        return {}
+
+    def relabel(scenes: DatasetCard, words: DatasetCard):
+        source = WorldSource(scenes, config.data.evaluate_split, labels=words)
         return first(source, config.data.evaluate_limit)
 
-    return cross_table(network, sets, relabel, config)
+    return cross_table(network, scenes, words, relabel, config)
 
 
 def initial_state(

@@ -79,8 +79,7 @@ def finish(
             baselines[data.card.name] = trivial_baselines(
                 train, data.source, data.card.taxonomy, seed=config.seed
             )
-    worlds = assembly.world_sets(sets) if config.evaluation.cross else []
-    cross = assembly.worlds_by_taxonomies(network, worlds, config) if len(worlds) > 1 else {}
+    cross = assembly.worlds_by_taxonomies(network, sets, config) if config.evaluation.cross else {}
     asked = _asked(network, sets, config) if config.evaluation.pictures else []
     if jax.process_index() != 0:
         return scores, pictures

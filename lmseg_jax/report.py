@@ -95,10 +95,12 @@ def format_details(scores: dict) -> str:
 
 
 def diagonal_share(table: dict, key: str) -> float:
-    """Mean off the diagonal over mean on it, in percent."""
-    names = list(table)
-    diagonal = np.mean([table[name][name][key] for name in names])
-    others = [table[a][b][key] for a in names for b in names if a != b]
+    """Mean off the diagonal over mean on it, in percent; a column may be all there is."""
+    cells = [
+        (scenes == words, cell[key]) for scenes in table for words, cell in table[scenes].items()
+    ]
+    diagonal = np.mean([value for own, value in cells if own])
+    others = [value for own, value in cells if not own]
     return 100 * float(np.mean(others) / diagonal) if diagonal else float("nan")
 
 
@@ -143,7 +145,8 @@ def format_means(scores: dict[str, dict]) -> str:
 
 def format_cross(table: dict, key: str) -> str:
     """The worlds x taxonomies table of one score: rows are scenes, columns the words asked."""
-    rows = [f"{key + ': scenes / words':<24}" + "".join(f"{name:>18}" for name in table)]
+    words = next(iter(table.values()))
+    rows = [f"{key + ': scenes / words':<24}" + "".join(f"{name:>18}" for name in words)]
     for name, row in table.items():
         rows.append(f"{name:<24}" + "".join(f"{row[words][key]:>18.1f}" for words in row))
     share = diagonal_share(table, key)

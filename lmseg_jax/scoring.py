@@ -339,24 +339,26 @@ def evaluate_all(
 
 def cross_table(
     network: Network,
+    worlds: Sequence[DatasetCard],
     sets: Sequence[EvaluationSet],
-    relabel: Callable[[EvaluationSet, EvaluationSet], Sequence[Sample]],
+    relabel: Callable[[DatasetCard, DatasetCard], Sequence[Sample]],
     config: ConfigDict,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Each world's scenes scored in each taxonomy: {scenes: {words: {miou, pq}}}.
 
     Args:
       network: with weights loaded.
-      sets: one a world.
-      relabel: (scenes, words) -> the scenes of the first set annotated in the second's taxonomy.
+      worlds: whose scenes are segmented.
+      sets: whose words are asked; their images have no part in it.
+      relabel: (scenes, words) -> the scenes of the first card annotated in the second's taxonomy.
       config: of the run.
     """
     table = {}
-    for scenes in sets:
-        table[scenes.card.name] = {}
+    for scenes in worlds:
+        table[scenes.name] = {}
         for words in sets:
-            source = relabel(scenes, words)
-            data = EvaluationSet(source, words.card, words.dataset, scenes=scenes.card)
+            source = relabel(scenes, words.card)
+            data = EvaluationSet(source, words.card, words.dataset, scenes=scenes)
             scores, _ = evaluate_set(
                 network,
                 data,
@@ -364,7 +366,7 @@ def cross_table(
                 threads=config.data.threads,
                 **averaging(config),
             )
-            table[scenes.card.name][words.card.name] = {
+            table[scenes.name][words.card.name] = {
                 key: scores[key] for key in ("miou", "pq") if key in scores
             }
     return table

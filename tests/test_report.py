@@ -21,6 +21,13 @@ def test_the_cross_table_has_scenes_in_rows():
     assert "67 %" in lines[3]
 
 
+def test_one_taxonomy_asked_of_all_scenes_is_a_table_of_one_column():
+    column = {scenes: {"b": CROSS[scenes]["b"]} for scenes in CROSS}
+    lines = report.format_cross(column, "miou").splitlines()
+    assert [line.split()[-1] for line in lines[:3]] == ["b", "30.0", "40.0"]
+    assert report.diagonal_share(column, "miou") == pytest.approx(75)
+
+
 def test_the_score_table_ends_with_means_and_shows_baselines():
     scores = {"a": {"miou": 60.0, "pq": 50.0}, "b": {"miou": 40.0, "pq": None}}
     baselines = {"a": {"majority": {"miou": 10.0}}, "b": {"majority": {"miou": 20.0}}}
