@@ -12,7 +12,7 @@ from lmseg_jax.errors import UserError
 
 COMMANDS = {
     "app": ("lmseg_jax.app", "a page on which images are segmented in any words"),
-    "bench": ("lmseg_jax.bench", "measure the speed of loader, update and answer"),
+    "bench": ("lmseg_jax.bench", "measure the speed of loader, update, matcher and answer"),
     "convert": ("lmseg_jax.convert", "read CLIP, ImageNet or MaskFormer weights"),
     "data": (
         "lmseg_jax.data_command",
