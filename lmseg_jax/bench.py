@@ -125,3 +125,9 @@ def _inference(options: argparse.Namespace, overrides: list[str]) -> tuple[dict,
     configs = bench_inference.paper_configs(tuple(overrides))
     found = bench_inference.measure(configs, size=options.size, runs=options.runs)
     return found, bench_inference.table(found)
+
+
+if __name__ == "__main__":
+    from lmseg_jax.cli import start
+
+    start("bench")

@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import lmseg_jax
 from lmseg_jax import heap
@@ -96,6 +97,11 @@ def run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 2 for an error the user can mend, or the subcommand's own."""
     return guarded(run, sys.argv[1:] if argv is None else argv)
+
+
+def start(name: str) -> NoReturn:
+    """Ends `python -m lmseg_jax.<module>` as `lmseg NAME` with the same arguments ends."""
+    sys.exit(main([name, *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

@@ -290,3 +290,9 @@ def table(found: dict) -> str:
             f"{predicted['seconds']:.3f} s an update, {predicted['images_a_second']:.1f} images/s"
         )
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from lmseg_jax.cli import start
+
+    start("plan")
