@@ -297,3 +297,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"{address}   (Ctrl-C ends it)", flush=True)
         page.block_thread()
     return 0
+
+
+if __name__ == "__main__":
+    from lmseg_jax.cli import start
+
+    start("app")

@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import lmseg_jax
 from lmseg_jax import heap
@@ -12,7 +13,7 @@ from lmseg_jax.errors import UserError
 
 COMMANDS = {
     "app": ("lmseg_jax.app", "a page on which images are segmented in any words"),
-    "bench": ("lmseg_jax.bench", "measure the speed of loader, update and answer"),
+    "bench": ("lmseg_jax.bench", "measure the speed of loader, update, matcher and answer"),
     "convert": ("lmseg_jax.convert", "read CLIP, ImageNet or MaskFormer weights"),
     "data": (
         "lmseg_jax.data_command",
@@ -96,6 +97,11 @@ def run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 2 for an error the user can mend, or the subcommand's own."""
     return guarded(run, sys.argv[1:] if argv is None else argv)
+
+
+def start(name: str) -> NoReturn:
+    """Ends `python -m lmseg_jax.<module>` as `lmseg NAME` with the same arguments ends."""
+    sys.exit(main([name, *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

@@ -170,3 +170,9 @@ def _advice(found: Converted, output: Path) -> str:
             shown = ",".join(map(str, value)) if isinstance(value, list) else value
             uses.append(f"--config.model.{part}.{key}={shown}")
     return "train with: " + " ".join(uses)
+
+
+if __name__ == "__main__":
+    from lmseg_jax.cli import start
+
+    start("convert")

@@ -198,3 +198,9 @@ def _text(report: Report) -> str:
             lines.append(f"  {name:{width}}  {counts}")
         lines.append(f"  {'(void)':{width}}  {'':7}  {'':8}  {report.void:11.2f}")
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from lmseg_jax.cli import start
+
+    start("data")

@@ -349,3 +349,9 @@ def write(suite: Suite, name: str, *, results: Path, rows: Sequence[Row], workdi
     (workdir / "tables.md").write_text(text)
     experiment_plots.scores(found, workdir / "scores.png")
     experiment_plots.claims(judged, workdir / "claims.png")
+
+
+if __name__ == "__main__":
+    from lmseg_jax.cli import start
+
+    start("experiments")

@@ -260,3 +260,9 @@ def versions() -> dict[str, str]:
     """Versions of the packages that an export depends on."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"lmseg_jax": lmseg_jax.__version__} | found
+
+
+if __name__ == "__main__":
+    from lmseg_jax.cli import start
+
+    start("export")

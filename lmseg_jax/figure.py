@@ -162,3 +162,9 @@ def _model_flags(part: argparse.ArgumentParser) -> None:
     part.add_argument(
         "--taxonomies", nargs="+", default=[], help="trained ones, cards, unions a+b (all trained)"
     )
+
+
+if __name__ == "__main__":
+    from lmseg_jax.cli import start
+
+    start("figure")

@@ -11,11 +11,12 @@ from jax.interpreters.partial_eval import dce_jaxpr
 def count(function: Callable, *arguments) -> int:
     """Multiplications and additions of all matrix products and convolutions of a function.
 
-    2 for each multiply-add, with the shapes of the whole mesh. Loops count as often as they run,
-    recomputation (`jax.checkpoint`) as often as it is traced, the dearest branch of a condition
-    once, and what no result needs not at all. Zeros that dilation puts into a convolution's input
-    are not counted, zeros of padding are. Element-wise arithmetic, a few percent here, is left out.
-    XLA's own `cost_analysis` counts the body of a loop once, which is why this exists.
+    2 for each multiply-add, with the shapes of the whole mesh. A `scan` counts as often as it runs,
+    a `while` once (its length is not known), recomputation (`jax.checkpoint`) as often as it is
+    traced, the dearest branch of a condition once, and what no result needs not at all. Zeros that
+    dilation puts into a convolution's input are not counted, zeros of padding are. Element-wise
+    arithmetic, a few percent here, is left out. XLA's own `cost_analysis` counts the body of a loop
+    once, which is why this exists.
 
     Args:
       function: to be traced; jitted or not.

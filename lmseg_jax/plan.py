@@ -40,17 +40,21 @@ def main(argv: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="a .py file, or the name of a shipped one")
-    parser.add_argument("--devices", type=int, default=1, help="how many, simulated on the CPU")
-    parser.add_argument(
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--devices", type=int, help="how many, simulated on the CPU (1)")
+    where.add_argument(
         "--topology", default="", help="compile for these TPUs instead, such as v5e:2x4"
     )
-    parser.add_argument("--peak", type=float, default=0, help="of a device, TFLOP/s")
+    parser.add_argument("--peak", type=float, help="of a device, TFLOP/s; also predict a speed")
     parser.add_argument("--efficiency", type=float, default=0.4, help="share of the peak, 0..1")
     parser.add_argument("--json", default="", metavar="FILE", help="write the numbers here, too")
     options, rest = parser.parse_known_args(argv)
     configuration.check_flags(rest)
-    if not 1 <= options.devices <= MOST:
-        raise UserError(f"--devices is {options.devices}; expected 1 to {MOST}")
+    devices = 1 if options.devices is None else options.devices
+    if not 1 <= devices <= MOST:
+        raise UserError(f"--devices is {devices}; expected 1 to {MOST}")
+    if options.peak is not None and not 0 < options.peak < math.inf:
+        raise UserError(f"--peak is {options.peak}; expected more than 0")
     if not 0 < options.efficiency <= 1:
         raise UserError(f"--efficiency is {options.efficiency}; expected more than 0, at most 1")
     config = configuration.load(options.config, rest)
@@ -62,13 +66,13 @@ def main(argv: Sequence[str]) -> int:
         mesh = topology_mesh(options.topology, config)
         compiler = f"TPU compiler, {options.topology}"
     else:
-        jax.config.update("jax_num_cpu_devices", options.devices)
+        jax.config.update("jax_num_cpu_devices", devices)
         mesh = sharding.make_mesh(
             config.mesh.data, config.mesh.fsdp, multiple=config.batching.multiple
         )
         compiler = "CPU compiler"
     found = measure(config, mesh) | {"compiler": compiler}
-    if options.peak:
+    if options.peak is not None:
         found["predicted"] = predict(found, peak=options.peak, efficiency=options.efficiency)
     print(table(found))
     report.write_asked(options.json, found)
@@ -86,6 +90,7 @@ def topology_mesh(name: str, config: ConfigDict) -> Mesh:
     # this machine is none of a pod: nobody is asked for its place in one
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    # any type that libtpu knows will do, for programs are those of `name`; it asks for one
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     try:
         description = topologies.get_topology_desc(topology_name=name, platform="tpu")
@@ -142,7 +147,8 @@ def measure(config: ConfigDict, mesh: Mesh) -> dict:
     Returns:
       `mesh`, `devices`, `batch`; `updates` (images by feed of the first updates of the cycle);
       `padding` (percent, by feed that is padded); `programs` (a row each: flops a device, bytes,
-      collectives); `flops` of the mean update over all devices, `flops_a_device`.
+      collectives); `flops` of the mean update over all devices, of which
+      what each computes whole counts once, `flops_a_device`.
     """
     cards = assembly.load_cards(config)
     names, plan = batch_plan(config, cards)
@@ -262,27 +268,31 @@ def table(found: dict) -> str:
     lines += [
         "",
         f"each program on one device (memory as the {found['compiler']} plans it):",
-        f"  {'':{width}}  GFLOP  arguments MB  temporaries MB  messages MB",
+        f"  {'':{width}}  GFLOP  arguments MiB  temporaries MiB  messages MiB",
     ]
     for row in found["programs"]:
-        megabytes = [
+        mebibytes = [
             row[key] / 2**20 for key in ("argument_bytes", "temporary_bytes", "message_bytes")
         ]
         cells = f"{row['flops_a_device'] / 1e9:7.1f}" + "".join(
-            f"{value:{size}.1f}" for value, size in zip(megabytes, (14, 16, 13), strict=True)
+            f"{value:{size}.1f}" for value, size in zip(mebibytes, (15, 17, 14), strict=True)
         )
         lines.append(f"  {row['name']:{width}}{cells}")
     for row in found["programs"]:
         if row["collectives"]:
             lines += ["", f"messages of {row['name']}, most bytes first:"]
         for message in row["collectives"][:SHOWN]:
-            size = f"{message['bytes'] / 2**20:9.3f} MB"
+            size = f"{message['bytes'] / 2**20:9.3f} MiB"
             lines.append(f"{size}  {message['count']} x {message['kind']} {message['shape']}")
         more = len(row["collectives"]) - SHOWN
         if more > 0:
-            lines.append(f"           and {more} more")
+            lines.append(f"            and {more} more")
     whole, each = found["flops"] / 1e12, found["flops_a_device"] / 1e12
-    lines += ["", f"an update: {whole:.2f} TFLOP over all devices, {each:.2f} on each"]
+    lines += [
+        "",
+        f"an update: {whole:.2f} TFLOP over all devices (text and update, which each computes "
+        f"whole, counted once), {each:.2f} on each",
+    ]
     if "predicted" in found:
         predicted = found["predicted"]
         lines.append(
@@ -290,3 +300,9 @@ def table(found: dict) -> str:
             f"{predicted['seconds']:.3f} s an update, {predicted['images_a_second']:.1f} images/s"
         )
     return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from lmseg_jax.cli import start
+
+    start("plan")

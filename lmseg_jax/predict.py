@@ -161,3 +161,9 @@ def main(argv: Sequence[str]) -> int:
     if bad:
         print(f"{len(bad)} could not be read, the first: {bad[0]}", file=sys.stderr)
     return 2 if bad else 0
+
+
+if __name__ == "__main__":
+    from lmseg_jax.cli import start
+
+    start("predict")

@@ -167,3 +167,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"{100 * found.nothing:.1f} % of the pixels hold no class of the card: wrong")
     report.write_asked(options.json, scores)
     return 0
+
+
+if __name__ == "__main__":
+    from lmseg_jax.cli import start
+
+    start("score")

@@ -1,4 +1,4 @@
-"""One update as four programs: denominators, text, gradients of a bucket, optimizer.
+"""One update as five programs: denominators, text, empty sums, gradients of a bucket, optimizer.
 
 Programs are compiled once each, the gradient program once a bucket shape; the composition of an
 update never recompiles anything, and only one bucket's activations live at a time.

@@ -181,3 +181,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         if not low <= getattr(options, flag) <= 1:
             raise UserError(f"--{flag} {getattr(options, flag)}: expected a number from {low} to 1")
     return options
+
+
+if __name__ == "__main__":
+    from lmseg_jax.cli import start
+
+    start("taxonomy")

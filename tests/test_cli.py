@@ -1,5 +1,6 @@
 import errno
 import os
+import runpy
 import subprocess
 import sys
 import types
@@ -11,6 +12,10 @@ from lmseg_jax import cli
 from lmseg_jax.errors import UserError
 
 
+def fail(argv):
+    raise UserError("card.toml:\n is wrong")
+
+
 @pytest.fixture
 def command(monkeypatch):
     """A stand-in for `lmseg data` that returns 3, or fails when told to."""
@@ -19,7 +24,7 @@ def command(monkeypatch):
         if argv == ["interrupt"]:
             raise KeyboardInterrupt
         if argv == ["fail"]:
-            raise UserError("card.toml:\n is wrong")
+            fail(argv)
         if argv == ["fill"]:
             raise OSError(errno.ENOSPC, "No space left on device", "out/metrics.jsonl")
         module.called = argv
@@ -83,3 +88,22 @@ def test_a_closed_pipe_ends_a_command_without_a_traceback():
     ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_module_of_a_command_is_a_program(name, monkeypatch, capsys):
+    """As `python -m` runs it, but in this process, which has imported JAX."""
+    module = cli.COMMANDS[name][0]
+
+    def status(*argv):
+        monkeypatch.setattr(sys, "argv", [module, *argv])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return ended.value.code
+
+    assert status("--help") == 0
+    assert capsys.readouterr().out.startswith(f"usage: lmseg {name}")
+    monkeypatch.setattr(sys.modules[module], "main", fail)
+    assert status("anything") == 2
+    assert capsys.readouterr().err == "error: card.toml: is wrong\n"

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lmseg_jax import cli, figure, label_space
+from lmseg_jax import charts, cli, figure, label_space
 from lmseg_jax.datasets.card import load_card
 from lmseg_jax.segmentation import Segmentation
 
-WORLDS = ("world_patterns", "world_coarse")
+WORLDS = ("world_patterns", "world_colors", "world_coarse")
 
 
 class Model:
@@ -23,7 +23,9 @@ class Model:
         self.spaces = {name: label_space.of_card(load_card(name)) for name in WORLDS}
 
     def embeddings(self, *, classes):
-        return np.random.default_rng(0).normal(size=(len(classes) + 1, 8))
+        """Equal ones of equal names, background last."""
+        names = [*classes, "background"]
+        return np.stack([np.random.default_rng(list(n.encode())).normal(size=8) for n in names])
 
     def segment(self, image, *, taxonomy, task):
         known = load_card(taxonomy).taxonomy
@@ -63,16 +65,31 @@ def holds(path, color):
     return bool(np.all(picture == np.array(color), axis=-1).any())
 
 
-def test_embeddings_of_all_trained_taxonomies_are_drawn(command, tmp_path):
+def test_embeddings_of_all_trained_taxonomies_are_drawn(command, tmp_path, monkeypatch):
+    draw, given = charts.names_chart, []
+
+    def names_chart(names, places, **options):
+        given.append((names, len(places), options["members"], options["taxonomies"]))
+        return draw(names, places, **options)
+
+    monkeypatch.setattr(charts, "names_chart", names_chart)
     assert command("embeddings", "--checkpoint", "x") == 0
     assert Image.open(tmp_path / "out.png").format == "PNG"
+    ((names, places, members, taxonomies),) = given
+    assert tuple(taxonomies) == WORLDS
+    expected = {}
+    for number, world in enumerate(WORLDS):
+        for name in load_card(world).taxonomy.names:
+            expected[name] = (*expected.get(name, ()), number)
+    assert places == len(names) == len(expected)
+    assert dict(zip(names, members, strict=True)) == expected
 
 
 def test_one_image_in_several_taxonomies(command, tmp_path):
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "in.png")
     asked = ("--checkpoint", "x", "--input", tmp_path / "in.png")
-    assert command("taxonomies", *asked, "--taxonomies", *WORLDS, "world_colors") == 0
-    for name in (*WORLDS, "world_colors"):
+    assert command("taxonomies", *asked, "--taxonomies", *WORLDS, "world_shapes") == 0
+    for name in (*WORLDS, "world_shapes"):
         assert holds(tmp_path / "out.png", load_card(name).taxonomy.colors[-1])
     assert command("taxonomies", *asked, "--taxonomies", "nothing") == 2
 

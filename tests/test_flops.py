@@ -24,6 +24,13 @@ def test_a_loop_counts_as_often_as_it_runs():
     assert flops.count(looped, A, B) == 7 * PRODUCT
 
 
+def test_a_loop_of_unknown_length_counts_once():
+    def looped(a, b):
+        return jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ b[:, :4], a[0])
+
+    assert flops.count(looped, A, B) == 2 * 3 * 4 * 4
+
+
 def test_what_no_result_needs_is_not_counted():
     def wasteful(a, b):
         jax.jit(lambda: a[0] @ b)()

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = {
     "commands": (
         "main cli bench bench_loader pillow_recipe data_command plan score convert predict"
-        " bench_step bench_parts bench_text bench_inference export app"
+        " bench_step bench_parts bench_text bench_matcher bench_inference export app"
         " experiments experiment_tables experiment_plots suites"
         " figure taxonomy_command"
     ),

@@ -92,7 +92,8 @@ def test_the_table_names_devices_programs_and_messages(found):
     told = plan.table(found | {"predicted": plan.predict(found, peak=1, efficiency=0.5)})
     assert told.startswith("2 devices (2 data x 1 fsdp); 4 images an update")
     told_of = ("world_patterns", "gradient 4x96x128", "x all-reduce f32", "50% of 1 TFLOP/s")
-    for words in (*told_of, "as the CPU's plans it", "over all devices, 0.00 on each"):
+    once = "(text and update, which each computes whole, counted once), 0.00 on each"
+    for words in (*told_of, "as the CPU's plans it", "temporaries MiB", once):
         assert words in told
 
 
@@ -111,6 +112,8 @@ def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys, found)
     [
         (["--devices", "0"], "--devices is 0; expected 1 to"),
         (["--efficiency", "2"], "--efficiency is 2.0"),
+        (["--peak", "0"], "--peak is 0.0; expected more than 0"),
+        (["--peak", "-197"], "--peak is -197.0; expected more than 0"),
         (["--colour"], "--colour: no such flag"),
         (["--topology", "v5e:2x4"], "pip install 'jax[tpu]'"),
     ],
@@ -123,6 +126,13 @@ def test_a_wrong_flag_is_named(arguments, words, monkeypatch):
     with pytest.raises(UserError) as error:
         plan.main(["--config", "demo", *arguments])
     assert words in str(error.value)
+
+
+def test_a_topology_says_how_many_devices(capsys):
+    with pytest.raises(SystemExit) as ended:
+        plan.main(["--config", "demo", "--topology", "v5e:2x4", "--devices", "1"])
+    assert ended.value.code == 2
+    assert "--devices: not allowed with argument --topology" in capsys.readouterr().err
 
 
 def test_a_mesh_that_does_not_fit_names_what_does():
