@@ -71,21 +71,45 @@ def test_of_several_processes_the_worst_status_counts(cluster):
     ]
 
 
-def test_sigterm_reaches_all_processes_and_all_are_waited_for(cluster, tmp_path):
+def until(condition):
+    """Waits for it, half a minute at most."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("signals", [1, 3])
+def test_sigterm_reaches_all_processes_and_all_are_waited_for(cluster, tmp_path, signals):
     noted = tmp_path / "noted"
-    saves = f'trap "sleep 0.2; echo saved >> {noted}; exit 130" TERM'
+    saves = f'trap "sleep 0.5; echo saved >> {noted}; exit 130" TERM'
     cluster[0]("python", f"{saves}\necho ready >> {noted}\nwhile :; do sleep 0.05; done")
     script = subprocess.Popen(
         [ROOT / "launch" / "local.sh", "demo", "w"],
         env=os.environ | {"PYTHON": str(tmp_path / "python"), "PROCESSES": "3"},
     )
-    end = time.monotonic() + 30
-    while not noted.exists() or noted.read_text().count("ready") < 3:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    script.terminate()
+    until(lambda: noted.exists() and noted.read_text().count("ready") == 3)
+    for _ in range(signals):
+        script.terminate()
+        time.sleep(0.1)
     assert script.wait(30) == 130
     assert noted.read_text().splitlines()[6:] == ["saved"] * 3
+
+
+def test_no_process_starts_after_a_signal(cluster):
+    make, run = cluster
+    make("python", '[[ "$*" == *"--process 0 "* ]] && kill -TERM $PPID; sleep 0.2; exit 130')
+    status, noted, _ = run("local.sh", "demo", "w", PYTHON="python", PROCESSES="300")
+    assert status in (130, 143) and len(noted) < 150  # a few start before it comes
+
+
+def test_a_process_that_fails_is_named(cluster):
+    make, run = cluster
+    make("python", '[[ "$*" == *"--process 1"* ]] && kill -KILL $$ || exit 130')
+    status, _, done = run("local.sh", "demo", "w", PYTHON="python", PROCESSES="3")
+    assert status == 137
+    ends = [line for line in done.stderr.splitlines() if "ended" in line]
+    assert ends == ["process 1 ended with status 137"]
 
 
 @pytest.mark.parametrize(("ended", "queues"), [(130, True), (0, False), (2, False)])
