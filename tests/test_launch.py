@@ -112,24 +112,57 @@ def test_a_process_that_fails_is_named(cluster):
     assert ends == ["process 1 ended with status 137"]
 
 
-@pytest.mark.parametrize(("ended", "queues"), [(130, True), (0, False), (2, False)])
-def test_a_slurm_job_queues_again_if_its_time_is_up_only(cluster, ended, queues):
+@pytest.fixture
+def submit(cluster):
+    """Runs slurm.sh as Slurm does; returns its status and the calls of Slurm's commands."""
     make, run = cluster
-    make("srun", f"exit {ended}")
     make("scontrol", "exit 0")
-    status, noted, _ = run("slurm.sh", "demo", "w", SLURM_JOB_ID="12", PYTHON="python")
+    make("scancel", "exit 0")
+    make("sleep", 'exec "$(PATH=${PATH#*:} command -v sleep)" 0.05')
+
+    def submitted(srun, **settings):
+        make("srun", srun)
+        settings = {"SLURM_JOB_ID": "12", "PYTHON": "python"} | settings
+        status, noted, _ = run("slurm.sh", "demo", "w", **settings)
+        return status, [line for line in noted if line.startswith("s") and "sleep" not in line]
+
+    return submitted
+
+
+# 130 and 143 untold: at a preemption with a grace time Slurm sends SIGTERM to the tasks alone
+@pytest.mark.parametrize(
+    ("ended", "queues"),
+    [(0, False), (1, False), (2, False), (137, False), (130, True), (143, True)],
+)
+def test_a_slurm_job_queues_again_if_its_tasks_were_asked_to_stop(submit, ended, queues):
+    status, noted = submit(f"exit {ended}")
     assert status == ended
     asked = "srun --kill-on-bad-exit=0 python -m lmseg_jax.main --distributed --heartbeat 40"
-    assert noted[0] == f"{asked} --config demo --workdir w"
-    assert noted[1:] == ["scontrol requeue 12"] * queues
+    assert noted == [f"{asked} --config demo --workdir w", *["scontrol requeue 12"] * queues]
 
 
-def test_a_slurm_job_that_was_cancelled_does_not_queue_again(cluster):
-    make, run = cluster
-    make("srun", "kill -TERM $PPID; exit 130")
-    make("scontrol", "exit 0")
-    status, noted, _ = run("slurm.sh", "demo", "w", SLURM_JOB_ID="12")
-    assert status == 130 and len(noted) == 1
+@pytest.mark.parametrize(("ended", "queues"), [(130, True), (143, True), (1, True), (0, False)])
+def test_a_slurm_job_whose_time_is_up_queues_again_unless_it_is_done(submit, ended, queues):
+    status, noted = submit(f"kill -USR1 $PPID; sleep 1; exit {ended}")
+    assert status == ended
+    told = ["scancel --signal=TERM 12"]  # srun itself is told nothing: it would kill its tasks
+    assert noted[1:] == told + ["scontrol requeue 12"] * queues
+
+
+def test_a_slurm_job_queues_again_though_its_evaluation_does_not_end(cluster, submit, tmp_path):
+    step = tmp_path / "step"
+    cluster[0]("scontrol", f"kill $(<{step})")  # a requeue ends what the job runs
+    evaluates = f"echo $$ > {step}; kill -USR1 $PPID; while :; do sleep 1; done"
+    status, noted = submit(evaluates, GRACE="1")
+    assert status == 130
+    assert noted[1:] == ["scancel --signal=TERM 12", "scontrol requeue 12"]
+
+
+@pytest.mark.parametrize("late", ["", "kill -USR1 $PPID; sleep 1;"])
+def test_a_slurm_job_that_was_cancelled_does_not_queue_again(submit, late):
+    status, noted = submit(f"{late} kill -TERM $PPID; sleep 1; exit 130")
+    assert status == 130
+    assert noted[1:] == ["scancel --signal=TERM 12"] * (2 if late else 1)
 
 
 SLICE = """if [[ "$*" == *" ssh "* ]]; then
