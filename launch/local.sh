@@ -19,19 +19,24 @@ fi
 
 processes=()
 signalled=0
-trap 'signalled=1; kill -TERM "${processes[@]}" 2>/dev/null || true' TERM INT
-for ((process = 0; process < PROCESSES; process++)); do
+stop() { kill -TERM "${processes[@]}" 2>/dev/null || true; }
+trap 'signalled=1; stop' TERM INT
+for ((process = 0; process < PROCESSES && !signalled; process++)); do
   "${command[@]}" --coordinator "localhost:$PORT" --processes "$PROCESSES" \
     --process "$process" --heartbeat "$HEARTBEAT" &
   processes+=($!)
 done
+if ((signalled)); then stop; fi # the last one may have started after the signal
+
 worst=0
-for process in "${processes[@]}"; do
+for process in "${!processes[@]}"; do
+  while kill -0 "${processes[process]}" 2>/dev/null; do
+    wait "${processes[process]}" || true # a signal ends it early
+  done
   status=0
-  wait "$process" || status=$?
-  if ((signalled)); then # a signal ends the first wait early
-    status=0
-    wait "$process" || status=$?
+  wait "${processes[process]}" || status=$?
+  if ((status != 0 && status != 130)); then
+    echo "process $process ended with status $status" >&2
   fi
   if ((status > worst)); then worst=$status; fi
 done
