@@ -121,11 +121,12 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(folder, undistu
     assert digest(finish(start(workdir))) == digest(undisturbed)
 
 
-def test_ctrl_c_at_a_terminal_reaches_loader_processes_too_and_the_run_saves(folder):
-    workdir = folder / "terminal"
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_may_reach_loader_processes_too_and_the_run_saves(folder, number):
+    workdir = folder / f"all_{number}"
     process = start(workdir, "--config.data.workers=2", start_new_session=True)
     wait_for(workdir, 1)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole group
+    os.killpg(process.pid, number)  # as a terminal sends Ctrl-C, and Slurm SIGTERM
     printed = finish(process, status=130)
     assert "the same command goes on from there" in printed
     assert "Traceback" not in printed

@@ -26,6 +26,7 @@ from lmseg_jax.pipeline.augmentation import augment
 from lmseg_jax.pipeline.policies import AnyPlan
 
 UPDATES_AHEAD = 2  # how many updates are read before they are asked for
+LINGER = 30  # seconds that a loader process stays after SIGTERM
 
 Batch = dict[str, np.ndarray]
 
@@ -293,8 +294,17 @@ def start_worker(worker: int, workers: int) -> None:
     A worker whose parent was killed would otherwise wait for it forever.
     """
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the run decides what follows
+    # Ctrl-C reaches all processes, and so does Slurm's SIGTERM; the run decides what follows
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_later(*_) -> None:
+    """Leaves the run time to save; who waits for this process to end does not wait for ever."""
+    last = threading.Timer(LINGER, os._exit, (1,))
+    last.daemon = True
+    last.start()
 
 
 def _end_with(parent: int) -> None:
