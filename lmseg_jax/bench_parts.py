@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from lmseg_jax import losses, matcher
 from lmseg_jax.models.keys import Rngs
 from lmseg_jax.state import TrainState, merge
-from lmseg_jax.step import KEEP_BARRIERS, on_cpu
+from lmseg_jax.step import IN_PLACE, KEEP_BARRIERS, on_cpu
 
 # Parameters that each part has gradients of.
 PARTS = {
@@ -130,23 +130,24 @@ def measure(
         part_of(PARTS[name]) for name in ("backbone", "fpn", "decoder", "text")
     )
     clock = functools.partial(timed, runs=runs, options=on_cpu(mesh, KEEP_BARRIERS))
+    in_place = on_cpu(mesh, IN_PLACE)  # the options of each program are those of an update's
     found = {}
     found["backbone forward"], levels = clock(see, whole, backbone, images)
     found["backbone"], _ = clock(see_both_ways, whole, backbone, images)
     _, pixels = clock(pyramid, whole, fpn, levels, runs=0)
     found["fpn"], _ = clock(both_ways(pyramid), whole, fpn, levels)
     reads = config.model.head == "text"
-    forward, text = clock(names, whole, reader, runs=runs if reads else 0)
+    forward, text = clock(names, whole, reader, runs=runs if reads else 0, options=None)
     features = {"levels": levels | pixels, "text": text}
     _, predictions = clock(decode, whole, decoder, features, runs=0)
     found["decoder"], _ = clock(both_ways(decode), whole, decoder, features)
     if reads:
-        found["text"] = forward + clock(both_ways(names), whole, reader)[0]
+        found["text"] = forward + clock(both_ways(names), whole, reader, options=in_place)[0]
     found["matching"], _ = clock(match, predictions, bucket)
     both, _ = clock(jax.value_and_grad(lose), predictions, bucket)
     found["loss"] = max(0.0, both - found["matching"])
     memory = state.optimizer
-    found["optimizer"], _ = clock(change, state.params, memory, state.params)
+    found["optimizer"], _ = clock(change, state.params, memory, state.params, options=in_place)
     return found
 
 

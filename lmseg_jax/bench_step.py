@@ -89,6 +89,7 @@ class Update:
     Attributes:
       gflop: of one update, all programs; see `flops.count`.
       temp_mb: most temporary memory of a program, MiB, as the compiler plans it.
+      largest: name of that program.
       compile_s: seconds that compilation took.
     """
 
@@ -106,8 +107,11 @@ class Update:
         compiled = {program.name.split()[0]: program.compile() for program in found}
         self.compile_s = time.perf_counter() - began
         self.gflop = sum(program.flops for program in found) / 1e9
-        memory = [program.memory_analysis().temp_size_in_bytes for program in compiled.values()]
-        self.temp_mb = max(memory) / 2**20
+        memory = {
+            name: program.memory_analysis().temp_size_in_bytes for name, program in compiled.items()
+        }
+        self.largest = max(memory, key=memory.get)
+        self.temp_mb = memory[self.largest] / 2**20
         names = {"text": "encode_text", "gradient": "add_gradients"}
         self.step = Step(**{names.get(name, name): program for name, program in compiled.items()})
         _, shardings = assembly.abstract_state(config, self.mesh, vocabulary=self.vocabulary)
@@ -207,6 +211,7 @@ def measure(config: ConfigDict, *, size: int, targets: int, runs: int, side: int
         "fraction": update.gflop / median / best,
         "fraction_in_turns": statistics.median(shares),
         "temp_mb": update.temp_mb,
+        "temp_program": update.largest,
         "rss_mb": rss,
         "compile_s": update.compile_s,
         "loss": update.loss,
@@ -232,7 +237,7 @@ def table(found: dict) -> str:
         f"{found['peak_gflops']:.1f} GFLOP/s, the best f32 matrix product between the updates; "
         f"{found['fraction_in_turns']:.1%} of those right before and after each (medians)",
         f"memory: {found['temp_mb']:.0f} MiB of temporaries in the largest program, "
-        f"{found['rss_mb']:.0f} MiB of the process at most; {found['compile_s']:.0f} s to compile",
+        f"{found['temp_program']}; {found['rss_mb']:.0f} MiB of the process at most; {found['compile_s']:.0f} s to compile",
         "",
         "parts, each compiled by itself (forward and backward where not said otherwise):",
     ]
