@@ -237,7 +237,8 @@ def table(found: dict) -> str:
         f"{found['peak_gflops']:.1f} GFLOP/s, the best f32 matrix product between the updates; "
         f"{found['fraction_in_turns']:.1%} of those right before and after each (medians)",
         f"memory: {found['temp_mb']:.0f} MiB of temporaries in the largest program, "
-        f"{found['temp_program']}; {found['rss_mb']:.0f} MiB of the process at most; {found['compile_s']:.0f} s to compile",
+        f"{found['temp_program']}; {found['rss_mb']:.0f} MiB of the process at most; "
+        f"{found['compile_s']:.0f} s to compile",
         "",
         "parts, each compiled by itself (forward and backward where not said otherwise):",
     ]

@@ -34,6 +34,7 @@ def found():
 def test_the_keys_that_were_agreed_on_are_there(found):
     for key in ("median_s", "gflop", "peak_gflops", "fraction", "fraction_in_turns", "temp_mb"):
         assert found[key] > 0, key
+    assert found["temp_program"] in ("text", "gradient", "update")
     assert json.loads(json.dumps(found)) == found
 
 
