@@ -104,3 +104,19 @@ def test_a_fresh_process_gets_the_devices_asked_for(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["3", "/home/me/.cache/lmseg_jax/xla"]
+
+
+def test_one_of_several_processes_leaves_at_once_after_an_error():
+    """A thread that goes on would hold an ordinary exit back, as JAX's farewell to the others."""
+    program = (
+        "import threading, time; from lmseg_jax import main\n"
+        "threading.Thread(target=time.sleep, args=(300,)).start()\n"
+        "def fail(argv): raise RuntimeError('no room')\n"
+        "main.one_of_several(fail, [])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "no room" in done.stderr
+    assert "error: this process ended; the same command goes on from there" in done.stderr
