@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 
 from lmseg_jax import assembly, sharding, state
+from lmseg_jax.datasets.card import load_card
+from lmseg_jax.datasets.formats import open_source
 from lmseg_jax.errors import UserError
 from lmseg_jax.pipeline.policies import DRAWN
 from lmseg_jax.tokenizer import END
@@ -87,6 +89,37 @@ def test_the_test_size_of_every_card_is_scaled(config):
     for data in assembly.evaluation_sets(config, assembly.load_cards(config)):
         assert data.test == data.card.test
         assert data.test.short_side == 96  # 128 on the card
+
+
+def test_a_world_can_be_asked_about_the_scenes_of_others(config, monkeypatch):
+    config.data.train, config.data.evaluate_limit = ("world_colors",), 2
+    config.evaluation.scenes, config.evaluation.scale = ("world_patterns", "world_colors"), 0.75
+    sets = assembly.evaluation_sets(config, assembly.load_cards(config))
+    asked = {}
+
+    def noted(network, worlds, sets, relabel, config):
+        (words,) = sets
+        for world in worlds:
+            asked[world.name] = (world.test.short_side, relabel(world, words.card))
+        return asked
+
+    monkeypatch.setattr(assembly, "cross_table", noted)
+    assert assembly.worlds_by_taxonomies(None, sets, config) is asked
+    assert list(asked) == ["world_patterns", "world_colors"]
+    for name, (side, scenes) in asked.items():
+        own = open_source(load_card(name), "val", root="")[1]
+        assert side == 96 and len(scenes) == 2
+        np.testing.assert_array_equal(scenes[1].image, own.image)
+        colors = len(load_card("world_colors").taxonomy.names)
+        assert scenes[1].classes.max() < colors
+        same = len(scenes[1].classes) == len(own.classes) and (scenes[1].classes == own.classes)
+        assert np.all(same) == (name == "world_colors")
+
+
+def test_scenes_that_nobody_knows_in_other_words_are_refused(config):
+    config.evaluation.scenes = ("world_colors", "camvid")
+    with pytest.raises(UserError, match="evaluation.scenes: camvid is no world"):
+        assembly.worlds_by_taxonomies(None, [], config)
 
 
 def test_an_image_without_truth_is_all_void(config):
