@@ -35,7 +35,7 @@ if ! kill -0 "$step" 2>/dev/null; then
   status=0
   wait "$step" || status=$?
 fi
-# a preemption with a grace time tells the tasks only: 130, or 143 in the final scoring
+# a preemption with a grace time tells the tasks only: 130, or 143 before the first update
 if ((!cancelled && (status == 130 || status == 143 || late && status))); then
   echo "stopped with status $status; the job queues again"
   scontrol requeue "$SLURM_JOB_ID"
