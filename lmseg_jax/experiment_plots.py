@@ -6,7 +6,7 @@ from pathlib import Path
 from lmseg_jax.experiment_tables import METRICS, value
 
 PARTS = {"mean": "average", "elsewhere": "off the diagonal"}
-DIFFERENCES = (-10, -4, -2, 0, 2, 4, 10, 30)  # ticks
+DIFFERENCES = (-10, -5, 0, 5, 10, 30)  # ticks
 MARKS = {
     "a seed": {"marker": "o", "markersize": 4, "color": "C0", "alpha": 0.7},
     "mean of the seeds": {"marker": "|", "markersize": 14, "markeredgewidth": 2, "color": "C3"},
@@ -80,7 +80,7 @@ def _draw(charts: dict, labels: Sequence[str], path: Path, *, zero: bool = False
         axes.spines[["top", "right"]].set_visible(False)
         if zero:
             axes.axvline(0, color="black", linewidth=0.8)
-            axes.set_xscale("symlog", linthresh=4, linscale=2)  # small ones far apart
+            axes.set_xscale("symlog", linthresh=10, linscale=2)  # small ones far apart
             axes.set_xticks(DIFFERENCES, map(str, DIFFERENCES), fontsize=9)
             axes.minorticks_off()
         for line, (seeds, paper) in enumerate(lines):

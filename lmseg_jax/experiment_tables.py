@@ -17,14 +17,14 @@ def collect(suite: str, rows: Sequence[Row], *, results: Path) -> dict:
 
     Returns:
       `suite` and `rows`: of each row with a result `name`, `label`, `of` (the row whose models it
-      scores again, or ""), `cost` (`updates`, `images`, `gflop`) and `runs`, a dict for each seed:
-      `seed`, `miou` and `pq` (means over the datasets), `diagonal` and `elsewhere` (means of the
-      worlds x taxonomies table on and off its diagonal, by metric; None without a table), `scores`,
-      `cross`.
+      scores again, or ""), `method` (of `suites.Row`), `cost` (`updates`, `images`, `gflop`) and
+      `runs`, a dict for each seed: `seed`, `miou` and `pq` (means over the datasets), `diagonal`
+      and `elsewhere` (means of the worlds x taxonomies table on and off its diagonal, by metric;
+      None without a table), `scores`, `cross`.
     """
     found = []
     for row in rows:
-        paths = sorted(results.glob(f"{row.name}-*.json"), key=lambda path: _seed(path, row))
+        paths = [results / f"{row.name}-{seed}.json" for seed in seeds(results, row)]
         runs = [json.loads(path.read_text()) for path in paths]
         if not runs:
             continue
@@ -33,6 +33,7 @@ def collect(suite: str, rows: Sequence[Row], *, results: Path) -> dict:
                 "name": row.name,
                 "label": row.label,
                 "of": row.of,
+                "method": row.method,
                 "cost": {key: runs[0]["cost"][key] for key in ("updates", "images", "gflop")},
                 "runs": [_summary(run) for run in runs],
             }
@@ -40,8 +41,10 @@ def collect(suite: str, rows: Sequence[Row], *, results: Path) -> dict:
     return {"suite": suite, "rows": found}
 
 
-def _seed(path: Path, row: Row) -> int:
-    return int(path.stem.removeprefix(f"{row.name}-"))
+def seeds(results: Path, row: Row) -> list[int]:
+    """Of which a folder has a result of a row, in order."""
+    found = (path.stem.rpartition("-") for path in results.glob(f"{row.name}-*.json"))
+    return sorted(int(seed) for name, _, seed in found if name == row.name and seed.isdecimal())
 
 
 def _summary(run: dict) -> dict:
@@ -82,7 +85,7 @@ def _cells(cross: dict, chosen: Callable[[str, str], bool]) -> dict[str, float] 
 def value(run: dict, metric: str, *, where: str) -> float | None:
     """A run's mean over datasets, or over cells of its worlds x taxonomies table.
 
-    Models of one dataset each have no table: their scores are a diagonal with nothing beside it.
+    Without a table the scores are a diagonal with nothing beside it.
 
     Args:
       run: of `collect`.
@@ -143,7 +146,7 @@ def judgements(found: dict, claims: Sequence[Claim]) -> list[dict]:
     judged = []
     for claim in claims:
         crossed = any(run["cross"] for run in rows.get(claim.better, {"runs": ()})["runs"])
-        for where in WHERE if claim.words and crossed else ["mean"]:
+        for where in ("mean", "elsewhere") if claim.words and crossed else ("mean",):
             for metric in METRICS:
                 verdict = judge(rows, claim, metric, where=where)
                 if verdict is not None:
@@ -166,14 +169,16 @@ def markdown(found: dict, claims: Sequence[Claim]) -> str:
         return "No run has finished yet.\n"
     parts = [
         f"# Suite {found['suite']}",
-        "Percent. Each number is a seed; the mean of the seeds is bold.",
+        "Percent. Averages over the datasets: the mean of the seeds, bold, and each seed. Single"
+        " datasets: the mean of the seeds.",
         "## Methods",
         _methods(rows),
         *_crosses(rows),
         "## Claims",
         "Paired differences, seed by seed: the same order of images, and the same first weights of"
-        ' backbone and pixel decoder. "undecided": signs differ, or there is one seed only. The'
-        " paper's numbers are of other datasets and hundreds of times the training.",
+        " pixel decoder and backbone, where it is not the backbone's weights that are compared."
+        ' "undecided": signs differ, or there is one seed only. The paper\'s numbers are of other'
+        " datasets and hundreds of times the training.",
         _verdicts(found, claims),
     ]
     return "\n\n".join(parts) + "\n"
@@ -229,8 +234,9 @@ def _crosses(rows: dict[str, dict]) -> list[str]:
             cells.append([row["label"], scenes, *(_cell(row, scenes, name) for name in words)])
     return [
         "## Worlds x taxonomies",
-        "Each world's scenes asked in each world's words. Off the diagonal only the words can tell"
-        " a model what is asked. A model for each world has no answer there.",
+        "Each world's scenes asked in each world's words. Off the diagonal a model cannot go by the"
+        " look of the scenes: it has to be told the words, or, without words, the head or the model"
+        " that answers in them.",
         table(lines),
         f"Means of the seeds, {' / '.join(METRICS[key] for key in metrics)}:",
         table(cells),

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lmseg experiments",
         description=__doc__,
-        epilog="--config.KEY=VALUE is laid over the config of every run.",
+        epilog="--config.KEY=VALUE is laid over the config of every run, not of pre-trainings.",
         allow_abbrev=False,
     )
     parser.add_argument("--suite", required=True, choices=sorted(suites.SUITES))
@@ -79,12 +80,16 @@ def main(argv: Sequence[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     runs = [(seed, row) for seed in range(options.seeds or suite.seeds) for row in rows]
     costs = {row.name: cost(row, flags) for row in rows}
-    missing = [
-        (seed, row)
-        for seed, row in runs
-        if not finished(results, row, seed, expected=costs[row.name]["recipe"])
-    ]
-    print(announce(runs, missing, costs), flush=True)
+    there = {
+        (seed, row.name)
+        for row in rows
+        for seed in {*experiment_tables.seeds(results, row), *range(options.seeds or suite.seeds)}
+        if finished(results, row, seed, expected=costs[row.name]["recipe"])
+    }
+    missing = [(seed, row) for seed, row in runs if (seed, row.name) not in there]
+    print(announce(runs, missing, costs, workdir=options.workdir, jobs=options.jobs), flush=True)
+    if not options.tables:
+        need_models(missing, rows, workdir=options.workdir, results=results)
     tell = threading.Lock()
 
     def run(number: int, seed: int, row: Row) -> int:
@@ -121,11 +126,12 @@ def chosen(suite: Suite, names: str) -> list[Row]:
 
 
 def cost(row: Row, flags: Sequence[str]) -> dict:
-    """What a row's models see in training together, and a hash of everything that makes them.
+    """What a row's models see in training together, and a hash of the configs that make them.
 
     Returns:
       `updates`, `images`, `megapixels` of their crops, and `recipe`. Keys with the value of
-      configs/base.py, and those that say where and how fast, are no part of the recipe.
+      configs/base.py, and those that say where and how fast, are no part of the recipe; so it knows
+      nothing of another default there, of code or of cards.
     """
     updates, images, megapixels, keys = 0, 0, 0.0, []
     base = configuration.flat(configuration.load("base"))
@@ -166,12 +172,17 @@ def finished(results: Path, row: Row, seed: int, *, expected: str) -> bool:
     """Whether a run's result is there.
 
     Raises:
-      UserError: it is, but of another recipe.
+      UserError: it is, but of another recipe, or cannot be read.
     """
     path = file_of(results, row, seed)
     if not path.exists():
         return False
-    found = json.loads(path.read_text())["cost"]["recipe"]
+    try:
+        found = json.loads(path.read_text())["cost"]["recipe"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no result of a run ({error}): remove it to run it again"
+        ) from error
     if found != expected:
         raise UserError(
             f"{path} was made by another recipe ({found}, now {expected}): remove it to run it "
@@ -180,18 +191,51 @@ def finished(results: Path, row: Row, seed: int, *, expected: str) -> bool:
     return True
 
 
+def need_models(
+    missing: Sequence[tuple[int, Row]], rows: Sequence[Row], *, workdir: Path, results: Path
+) -> None:
+    """Refuses runs that score models which are neither there nor to be trained.
+
+    Raises:
+      UserError: a result is there, as one of another machine may be, but not its model.
+    """
+    trained = {(seed, row.name) for seed, row in missing if not row.of}
+    known = {row.name: row for row in rows}
+    for seed, row in missing:
+        if row.of and (seed, row.of) not in trained:
+            for folder, _ in folders(known[row.of], seed, workdir=workdir):
+                if not (folder / "checkpoints").exists():
+                    raise UserError(
+                        f"row {row.name} scores the model of {folder}, which is not there: use the"
+                        " --workdir that trained it, or remove"
+                        f" {file_of(results, known[row.of], seed)} to train it again"
+                    )
+
+
+def folders(row: Row, seed: int, *, workdir: Path) -> list[tuple[Path, str]]:
+    """Workdir and config of each of a row's models."""
+    top = workdir / f"{row.name}-{seed}"
+    if len(row.configs) == 1:
+        return [(top, row.configs[0])]
+    return [(top / config.partition(":")[2], config) for config in row.configs]
+
+
 def announce(
     runs: Sequence[tuple[int, Row]],
     missing: Sequence[tuple[int, Row]],
     costs: dict[str, dict],
+    *,
+    workdir: Path,
+    jobs: int = 1,
 ) -> str:
     """What there is, what is still to be trained, and about how long that takes."""
     trained = [row for _, row in missing if not row.of]
     images = sum(costs[row.name]["images"] for row in trained)
     megapixels = sum(costs[row.name]["megapixels"] for row in trained)
-    pretrainings = sorted({row.pretraining for row in trained if row.pretraining})
+    pretrainings = {row.pretraining for row in trained if row.pretraining}
+    pretrainings = sorted(name for name in pretrainings if not made(weights_of(name, workdir)))
     around = START * sum(len(row.configs) for _, row in missing) + PRETRAINED * len(pretrainings)
-    minutes = (megapixels / SPEED + around) / 60
+    minutes = (megapixels / SPEED + around) / 60 / jobs
     before = f", with {', '.join(pretrainings)} before them" if pretrainings else ""
     return (
         f"{len(runs)} runs, {len(runs) - len(missing)} finished; to do: {len(trained)} trainings "
@@ -273,25 +317,25 @@ def run_row(
     Returns:
       Exit status: 0, or that of a run which was stopped.
     """
-    weights = workdir / row.pretraining.replace(":", "_")
+    weights = weights_of(row.pretraining, workdir)
     if row.pretraining and (status := pretrain(row.pretraining, weights)):
         return status
     own = [flag.format(weights=weights) for flag in row.flags]
     scores, cross = {}, {}
-    for config in row.configs:
-        folder = workdir / f"{(row.of or row.name)}-{seed}"
-        if len(row.configs) > 1:
-            folder = folder / config.partition(":")[2]
-        arguments = [f"--config.seed={seed}", *flags, *own]
-        if row.of:
-            trained, folder = folder, workdir / f"{row.name}-{seed}"
-            shutil.copytree(trained / "checkpoints", folder / "checkpoints", dirs_exist_ok=True)
-            arguments.append("--config.mode=evaluate")
+    arguments = [f"--config.seed={seed}", *flags, *own]
+    models = folders(row, seed, workdir=workdir)
+    if row.of:
+        trained = folders(replace(row, name=row.of), seed, workdir=workdir)
+        for (source, _), (folder, _) in zip(trained, models, strict=True):
+            shutil.copytree(source / "checkpoints", folder / "checkpoints", dirs_exist_ok=True)
+        arguments.append("--config.mode=evaluate")
+    for folder, config in models:
         if status := launch(config, folder, arguments):
             return status
         scores |= json.loads((folder / "scores.json").read_text())
         if (folder / "cross.json").exists():
-            cross = json.loads((folder / "cross.json").read_text())
+            for scenes, line in json.loads((folder / "cross.json").read_text()).items():
+                cross[scenes] = cross.get(scenes, {}) | line
     result = {
         "row": row.name,
         "seed": seed,
@@ -305,10 +349,20 @@ def run_row(
     return 0
 
 
+def weights_of(pretraining: str, workdir: Path) -> Path:
+    """Where a pre-training's weights are."""
+    return workdir / pretraining.replace(":", "_")
+
+
+def made(weights: Path) -> bool:
+    """Whether a pre-training has come to its end."""
+    return (weights / "done").exists()
+
+
 def pretrain(config: str, weights: Path) -> int:
     """Makes weights that are not there yet; who asks meanwhile waits. Returns `launch`'s status."""
     with PRETRAINING[weights]:
-        if not (weights / "done").exists():
+        if not made(weights):
             if status := launch(config, weights, []):
                 return status
             (weights / "done").touch()

@@ -3,6 +3,7 @@
 import _thread
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -103,8 +104,11 @@ def test_ablations_change_what_their_name_says():
         "model.decoder.order": "visual",
         "pretrained.text": "",
     }
-    with pytest.raises(UserError, match="multi_head"):
-        configuration.load("worlds:lmseg,no_words")
+    everywhere = configuration.load("worlds:world_colors")
+    assert everywhere.evaluation.scenes == ("world_patterns", "world_colors", "world_coarse")
+    for row in ("lmseg,no_words", "multi_head,no_daa", "lmseg,no_guidance,text_visual"):
+        with pytest.raises(UserError, match="for lmseg no_guidance"):
+            configuration.load(f"worlds:{row}")
 
 
 def test_where_and_how_fast_a_run_goes_is_no_part_of_its_recipe():
@@ -122,6 +126,25 @@ def test_a_result_of_another_recipe_is_refused(results):
     assert not experiments.finished(results, row, 7, expected="r")
     with pytest.raises(UserError, match="ours-0.json was made by another recipe"):
         experiments.finished(results, row, 0, expected="other")
+    (results / "ours-7.json").write_text('{"cost": {')
+    with pytest.raises(UserError, match="ours-7.json is no result of a run .*: remove it"):
+        experiments.finished(results, row, 7, expected="r")
+
+
+def test_other_files_beside_the_results_are_no_seeds(results):
+    for name in ("ours-old", "ours-2-copy", "ours_600-1", "ours"):
+        (results / f"{name}.json").write_text("{}")
+    assert experiment_tables.seeds(results, ROWS[0]) == [0, 1]
+
+
+def test_a_model_that_is_to_be_scored_again_but_is_not_there_is_an_error(tmp_path, capsys):
+    manual = BY_NAME["manual"]
+    known = {"cost": {"recipe": experiments.cost(manual, [])["recipe"]}}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "manual-0.json").write_text(json.dumps(known))
+    arguments = ["--suite", "worlds", "--rows", "manual_union", "--seeds", "1"]
+    with pytest.raises(UserError, match="row manual_union scores the model of .*/manual-0"):
+        experiments.main([*arguments, "--workdir", str(tmp_path)])
 
 
 def test_asked_rows_bring_those_whose_models_they_score():
@@ -132,16 +155,20 @@ def test_asked_rows_bring_those_whose_models_they_score():
         experiments.chosen(WORLDS, "none")
 
 
-def test_what_is_to_be_done_is_said_before():
+def test_what_is_to_be_done_is_said_before(tmp_path):
     rows = {row.name: row for row in WORLDS.rows}
     megapixels = 60 * experiments.SPEED
     costs = {name: {"images": 2760, "megapixels": megapixels} for name in rows}
     runs = [(0, rows[name]) for name in ("lmseg", "manual", "manual_union", "shuffled")]
-    text = experiments.announce(runs, runs[1:], costs)
+    text = experiments.announce(runs, runs[1:], costs, workdir=tmp_path)
     assert "4 runs, 1 finished; to do: 2 trainings of 5,520 images" in text
     # two of a minute, 100 seconds around each of three processes, 25 minutes before one
     assert "about 32 minutes" in text
     assert "clip_worlds:shuffled" in text
+    (tmp_path / "clip_worlds_shuffled").mkdir()
+    (tmp_path / "clip_worlds_shuffled" / "done").touch()
+    text = experiments.announce(runs, runs[1:], costs, workdir=tmp_path, jobs=2)
+    assert "about 4 minutes" in text and "clip_worlds" not in text
 
 
 def test_means_are_over_datasets_and_over_cells(found):
@@ -202,7 +229,7 @@ def test_tables_are_written_to_a_new_folder(tmp_path):
     assert "No run" in (tmp_path / "new" / "tables.md").read_text()
 
 
-def test_a_model_for_each_dataset_has_the_diagonal_of_its_scores_and_nothing_beside_it(found):
+def test_without_a_table_scores_are_a_diagonal_with_nothing_beside_it(found):
     alone = found["rows"][2]["runs"][1]
     assert experiment_tables.value(alone, "miou", where="diagonal") == 70
     assert experiment_tables.value(alone, "miou", where="elsewhere") is None
@@ -211,7 +238,7 @@ def test_a_model_for_each_dataset_has_the_diagonal_of_its_scores_and_nothing_bes
         (item["where"], item["metric"]): item["other"]
         for item in experiment_tables.judgements(found, claims)
     }
-    assert judged["mean", "miou"] == judged["diagonal", "miou"] == "alone"
+    assert judged["mean", "miou"] == "alone"
     assert judged["elsewhere", "miou"] == "theirs"
 
 
@@ -251,6 +278,27 @@ def test_committed_tables_are_those_of_the_committed_results(name):
     found = experiment_tables.collect(name, suite.rows, results=folder / RESULTS.get(name, name))
     expected = experiment_tables.markdown(found, suite.claims)
     assert (folder / f"{name}.md").read_text() == expected
+
+
+def test_the_verdicts_that_are_told_are_those_of_the_committed_results():
+    folder = Path(__file__).resolve().parents[1] / "docs"
+    found = experiment_tables.collect("worlds", WORLDS.rows, results=folder / "results" / "worlds")
+    judged = {}
+    for item in experiment_tables.judgements(found, WORLDS.claims):
+        numbers = ", ".join(f"{number:+.1f}" for number in item["differences"].values())
+        key = (item["claim"], item["where"])
+        judged.setdefault(key, {})[item["metric"]] = (numbers, item["verdict"])
+    known = {
+        tuple(sides[metric][0] for metric in ("miou", "pq")): sides for sides in judged.values()
+    }
+    _, _, text = (folder / "results.md").read_text().partition("| claim | differences in mIoU |")
+    lines = [line.split(" | ") for line in text.partition("\n\n")[0].splitlines()[2:]]
+    assert len(lines) >= 10
+    for claim, miou, pq, verdict, _ in lines:
+        sides = known[miou, pq]
+        told = re.findall(r"\*\*(.*?)\*\*", verdict)
+        expected = [sides["miou"][1], sides["pq"][1]]
+        assert told in (expected, expected[:1] if len(set(expected)) == 1 else None), claim
 
 
 @pytest.mark.parametrize("name", suites.SUITES)
@@ -295,6 +343,8 @@ def launched(monkeypatch):
         workdir.mkdir(parents=True, exist_ok=True)
         world = config.partition(":")[2]
         (workdir / "scores.json").write_text(json.dumps({world: {"miou": 50.0}}))
+        column = {scenes: {world: {"miou": 40.0}} for scenes in KINDS}
+        (workdir / "cross.json").write_text(json.dumps(column))
         return 0
 
     monkeypatch.setattr(experiments, "launch", launch)
@@ -312,6 +362,8 @@ def test_the_models_of_a_row_are_trained_apart_and_scored_together(launched, tmp
     assert launched == [(f"worlds:{w}", tmp_path / "single-3" / w, flags) for w in worlds]
     result = json.loads((tmp_path / "single-3.json").read_text())
     assert result["scores"] == {world: {"miou": 50.0} for world in worlds}
+    line = {world: {"miou": 40.0} for world in worlds}
+    assert result["cross"] == dict.fromkeys(KINDS, line)  # a column of each model
     assert result["cost"] == {"recipe": "r", "gflop": 7.0} and result["seed"] == 3
 
 
