@@ -217,6 +217,7 @@ SUITES = {
         ),
         seeds=3,
     ),
+    "budgets": _budgets(),
     "camvid_facade": Suite(
         rows=_methods("camvid_facade", _STREETS, lmseg="camvid_facade:lmseg"),
         claims=(_BEATS,),

@@ -149,7 +149,7 @@ def processes(folder: Path) -> None:
         workdir.parent.mkdir()
         seconds = bring_down(workdir, victim, accident, flags=flags)
         told = f"process {victim} got {accident.name}, the other had ended {seconds:.1f} s later"
-        print(f"processes: {told}, with checkpoint {saved(workdir)[-1]}", flush=True)
+        print(f"processes: {told}, with checkpoints {saved(workdir)}", flush=True)
     workdir.rename(several)
 
     process = begin_several(4, several, *flags)

@@ -20,6 +20,7 @@ from lmseg_jax.suites import Claim, Row
 WORLDS = suites.SUITES["worlds"]
 KINDS = ("a", "b")
 RESULTS = {"budgets": "worlds"}  # a suite's folder of docs/results where it is another's
+BUDGETS = ("_600", "", "_2400")  # ends of names
 
 
 def result(miou, pq, *, elsewhere=None):
@@ -87,6 +88,22 @@ def test_claims_and_repeated_rows_name_rows_of_their_suite(name):
         assert {claim.better, *claim.others} <= set(names)
     for row in suite.rows:
         assert not row.of or names.index(row.of) < names.index(row.name)
+
+
+def test_three_budgets_are_as_far_apart_as_the_papers_and_share_the_runs_of_the_suite_worlds():
+    rows = {row.name: row for row in suites.SUITES["budgets"].rows}
+    methods = ("lmseg", "multi_head", "manual", "single")
+    assert set(rows) == {f"{name}{end}" for name in methods for end in BUDGETS}
+    worlds = {row.name: row for row in WORLDS.rows}
+    for name in methods:
+        updates = [experiments.cost(rows[f"{name}{end}"], [])["updates"] for end in BUDGETS]
+        assert updates == [600, 1200, 2400]
+        assert {rows[f"{name}{end}"].method for end in BUDGETS} == {worlds[name].label}
+        recipes = [experiments.cost(row[name], [])["recipe"] for row in (rows, worlds)]
+        assert recipes[0] == recipes[1]
+    first, _, last = suites.SUITES["budgets"].claims
+    assert first.paper == {"miou": (0.59,), "pq": (2.70,)}
+    assert last.paper == {"miou": (0.22,), "pq": (2.47,)}
 
 
 def test_ablations_change_what_their_name_says():
