@@ -8,21 +8,26 @@ import argparse
 import collections
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from lmseg_jax import configuration, experiment_plots, experiment_tables, plan, report, suites
+from lmseg_jax import (
+    configuration,
+    experiment_jobs,
+    experiment_plots,
+    experiment_tables,
+    plan,
+    report,
+    suites,
+)
 from lmseg_jax.errors import UserError
 from lmseg_jax.main import usable_cores
 from lmseg_jax.suites import Row, Suite
@@ -32,7 +37,6 @@ START = 100  # seconds of a process that are not updates: compilation, evaluatio
 PRETRAINED = 1500  # seconds of a pre-training, likewise
 PLACE = ("mesh.", "log.", "checkpoint.", "data.root", "data.workers", "data.threads")
 PLACE += ("evaluation.batch", "evaluation.pictures", "seed")
-STOPPED = 130  # exit status of a run that was asked to stop
 PRETRAINING = collections.defaultdict(threading.Lock)  # by folder: several runs may need it
 
 
@@ -103,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
                 write(suite, options.suite, results=results, rows=rows, workdir=options.workdir)
         return status
 
-    if not options.tables and (status := run_all(missing, run, jobs=options.jobs)):
+    if not options.tables and (status := experiment_jobs.run_all(missing, run, jobs=options.jobs)):
         return status
     write(suite, options.suite, results=results, rows=rows, workdir=options.workdir)
     print((options.workdir / "tables.md").read_text())
@@ -244,65 +248,6 @@ def announce(
     )
 
 
-def run_all(
-    missing: Sequence[tuple[int, Row]], run: Callable[[int, int, Row], int], *, jobs: int
-) -> int:
-    """Makes runs, `jobs` at a time; what scores another row's model waits for that row.
-
-    On Linux each has a share of the cores of its own: small models gain little from more than one.
-
-    Args:
-      missing: seed and row of each.
-      run: (number from 1, seed, row) -> exit status.
-      jobs: 1 to the number of cores.
-
-    Returns:
-      0, or the exit status of a run that was stopped; no other is begun then.
-    """
-    chains = {}
-    for number, (seed, row) in enumerate(missing, start=1):
-        chains.setdefault((seed, row.of or row.name), []).append((number, seed, row))
-    stopped, ready, free = threading.Event(), threading.Event(), shares(jobs)
-
-    def settle() -> None:
-        if cores := free.pop():
-            os.sched_setaffinity(0, cores)  # of this thread, and of the processes it starts
-
-    def follow(chain: Sequence[tuple[int, int, Row]]) -> int:
-        ready.wait()  # a thread that Ctrl-C meets while it is made would be waited for by nobody
-        for number, seed, row in chain:
-            if stopped.is_set():
-                return STOPPED
-            try:
-                status = run(number, seed, row)
-            except BaseException:
-                stopped.set()
-                raise
-            if status:
-                stopped.set()
-                return status
-        return 0
-
-    with ThreadPoolExecutor(jobs, initializer=settle) as pool:
-        try:
-            begun = [pool.submit(follow, chain) for chain in chains.values()]
-            ready.set()
-            statuses = [future.result() for future in begun]
-        except KeyboardInterrupt:  # it came to the runs, too, which now save what they have
-            stopped.set()
-            ready.set()
-            return STOPPED
-    return max(statuses, default=0)
-
-
-def shares(jobs: int) -> list[set[int]]:
-    """The cores of each of some runs at a time; empty sets where it is the system that decides."""
-    if jobs == 1 or not hasattr(os, "sched_setaffinity"):
-        return [set()] * jobs
-    cores = np.array_split(sorted(os.sched_getaffinity(0)), jobs)
-    return [set(share.tolist()) for share in cores]
-
-
 def run_row(
     row: Row,
     seed: int,
@@ -388,7 +333,7 @@ def launch(config: str, workdir: Path, flags: Sequence[str]) -> int:
             stderr=subprocess.STDOUT,
             check=False,
         ).returncode
-    if status not in (0, STOPPED):
+    if status not in (0, experiment_jobs.STOPPED):
         last = " / ".join(log.read_text().strip().splitlines()[-3:])
         raise UserError(f"{' '.join(command[2:])} failed ({status}); {log} ends: {last}")
     return status

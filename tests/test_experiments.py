@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 from matplotlib.axes import Axes
 
-from lmseg_jax import configuration, experiment_plots, experiment_tables, experiments, suites
+from lmseg_jax import (
+    configuration,
+    experiment_jobs,
+    experiment_plots,
+    experiment_tables,
+    experiments,
+    suites,
+)
 from lmseg_jax.errors import UserError
 from lmseg_jax.suites import Claim, Row
 
@@ -412,7 +419,7 @@ def named(*names, seed=0):
     return [(seed, BY_NAME[name]) for name in names]
 
 
-@pytest.mark.skipif(not all(experiments.shares(2)), reason="one core, or none to be bound to")
+@pytest.mark.skipif(not all(experiment_jobs.shares(2)), reason="one core, or none to be bound to")
 def test_runs_at_a_time_have_cores_of_their_own():
     both, cores = threading.Barrier(2), []
 
@@ -424,7 +431,7 @@ def test_runs_at_a_time_have_cores_of_their_own():
         return 0
 
     here = os.sched_getaffinity(0)
-    assert experiments.run_all(named("lmseg", "plain"), run, jobs=2) == 0
+    assert experiment_jobs.run_all(named("lmseg", "plain"), run, jobs=2) == 0
     assert cores[0] | cores[1] == here and not cores[0] & cores[1]
     assert os.sched_getaffinity(0) == here
 
@@ -437,7 +444,7 @@ def test_a_row_that_scores_anothers_model_comes_after_it():
         return 0
 
     missing = named("lmseg", "manual", "manual_union") + named("manual_union", seed=1)
-    assert experiments.run_all(missing, run, jobs=2) == 0
+    assert experiment_jobs.run_all(missing, run, jobs=2) == 0
     assert sorted(order) == [
         (1, 0, "lmseg"),
         (2, 0, "manual"),
@@ -456,9 +463,9 @@ def test_nothing_is_begun_after_a_run_that_was_stopped_or_failed():
             raise UserError("it failed")
         return 130 if row.name == "no_daa" else 0
 
-    assert experiments.run_all(named("lmseg", "no_daa", "single"), run, jobs=1) == 130
+    assert experiment_jobs.run_all(named("lmseg", "no_daa", "single"), run, jobs=1) == 130
     with pytest.raises(UserError, match="it failed"):
-        experiments.run_all(named("multi_head", "plain", "single"), run, jobs=1)
+        experiment_jobs.run_all(named("multi_head", "plain", "single"), run, jobs=1)
     assert begun == ["lmseg", "no_daa", "multi_head", "plain"]
 
 
@@ -476,7 +483,7 @@ def test_ctrl_c_waits_for_the_runs_under_way_and_begins_no_other():
         return 130
 
     rows = named("lmseg", "plain", "single", "no_daa")
-    assert experiments.run_all(rows, run, jobs=2) == experiments.STOPPED
+    assert experiment_jobs.run_all(rows, run, jobs=2) == experiment_jobs.STOPPED
     assert sorted(begun) == sorted(ended) == ["lmseg", "plain"]
 
 

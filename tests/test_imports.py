@@ -16,7 +16,7 @@ LAYERS = {
     "commands": (
         "main cli bench bench_loader pillow_recipe data_command plan score convert predict"
         " bench_step bench_parts bench_text bench_matcher bench_inference export app"
-        " experiments experiment_tables experiment_plots suites"
+        " experiments experiment_jobs experiment_tables experiment_plots suites"
         " figure taxonomy_command"
     ),
     "runs": "train evaluate pretrain pretrain_captions pretrain_classifier segmenter words",
