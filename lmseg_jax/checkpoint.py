@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from lmseg_jax import heap
 from lmseg_jax.errors import UserError
 
 UNFINISHED = "*.orbax-checkpoint-tmp*"  # what a killed process leaves behind
@@ -58,6 +59,7 @@ class Checkpoints:
         """
         if self.writing and not self.manager.is_saving_in_progress():
             self.wait()  # takes no time: a failure is told now, not when the next is due
+            heap.give_back_freed_memory()
         if (step % self.every and not force) or step in self.manager.all_steps():
             return False
         saved = {path: _saveable(leaf) for path, leaf in _flat(state).items() if np.size(leaf)}

@@ -4,6 +4,7 @@ ACCIDENT is one of
   operation: SIGKILL at the n-th file operation below the checkpoints after a save has begun
   moment:    SIGKILL n milliseconds after the first update has begun
   full:      from the second save on no file may be larger than n bytes
+  compiles:  none; what is compiled between the n-th update and the last is printed
 """
 
 import itertools
@@ -13,10 +14,14 @@ import signal
 import sys
 import threading
 
+import jax
+
 from lmseg_jax import assembly, main, train
 from lmseg_jax.checkpoint import Checkpoints
 
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")  # Python's audit events
+COMPILATION = "/jax/core/compile/backend_compile_duration"  # also of a program that was kept
+COMPILED = "compiled among the updates:"
 
 
 def die() -> None:
@@ -71,7 +76,26 @@ def full(size: int) -> None:
     at_each_save(begin)
 
 
-ACCIDENTS = {"operation": operation, "moment": moment, "full": full}
+def compiles(number: int) -> None:
+    updating = []
+
+    class Watched(train.Loader):
+        def iterate(self, first, last):
+            for update in super().iterate(first, last):
+                if update.step + 1 == number:
+                    updating.append(True)
+                yield update
+            updating.clear()
+
+    def tell(event, seconds, **named):
+        if updating and event == COMPILATION:
+            print(f"{COMPILED} {named}", flush=True)
+
+    train.Loader = Watched
+    jax.monitoring.register_event_duration_secs_listener(tell)
+
+
+ACCIDENTS = {"operation": operation, "moment": moment, "full": full, "compiles": compiles}
 
 if __name__ == "__main__":
     accident, number, *flags = sys.argv[1:]

@@ -12,6 +12,7 @@ import pytest
 
 from lmseg_jax import checkpoint, configuration, logs, train
 from lmseg_jax.errors import UserError
+from tests.disturbed import COMPILATION
 from tests.several import (
     CONFIG,
     SMALL,
@@ -54,24 +55,32 @@ def contents(workdir, update):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """Workdir of an undisturbed run of one device, and its arrays alive at each row."""
-    workdir, alive = tmp_path_factory.mktemp("plain") / "run", {}
+    """Workdir of an undisturbed run of one device; its arrays alive and compilations by row."""
+    workdir, alive, compiled = tmp_path_factory.mktemp("plain") / "run", {}, {}
+    compilations = []
 
     class Counting(logs.Logs):
         def write(self, step, values):
             alive.setdefault(step, len(jax.live_arrays()))
+            compiled.setdefault(step, len(compilations))
             super().write(step, values)
 
+    def count(event, seconds, **named):
+        if event == COMPILATION:
+            compilations.append(named)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logs, "Logs", Counting)
         assert run_here(workdir, "--config.checkpoint.every=5") == 0
-    return workdir, alive
+    jax.monitoring.unregister_event_duration_listener(count)
+    return workdir, alive, compiled
 
 
 def test_updates_compile_nothing_after_the_first_and_leave_no_arrays_behind(plain):
-    workdir, alive = plain
-    rows = [row for row in logs.read(workdir) if "loss" in row]
-    assert len({row["programs"] for row in rows}) == 1
+    _, alive, compiled = plain
+    assert compiled[1] > 5  # the five programs of an update at least
+    assert compiled[1] == compiled[4] < compiled[5] == compiled[LAST]  # it evaluates after four
     assert alive[2] == alive[3] == alive[4]  # then it evaluates and saves, which keeps some
 
 
