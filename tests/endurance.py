@@ -191,7 +191,7 @@ def updates(folder: Path) -> None:
     print("updates:", {step: round(size) for step, size in memory.items()}, "MiB", flush=True)
     settled, last = memory[1250], memory[UPDATES - 250]  # a first checkpoint was written before
     assert last < 1.02 * settled, memory
-    print(f"updates: nothing compiled after the first row; {last - settled:+.0f} MiB, {settled:.0f} before")
+    print(f"updates: nothing compiled after 250; {last - settled:+.0f} MiB, {settled:.0f} before")
 
 
 PARTS = {"kills": kills, "full": full, "processes": processes, "updates": updates}
