@@ -5,6 +5,7 @@ python -m lmseg_jax.main --config configs/demo.py --workdir runs/demo [--config.
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -63,6 +64,7 @@ def start(options: Options) -> None:
             options.process,
             heartbeat_timeout_seconds=options.heartbeat,
         )
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX notes it and goes on; train.py saves
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         mesh, batching = options.config.mesh, options.config.batching
         count = cpu_devices(

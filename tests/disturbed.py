@@ -77,18 +77,18 @@ def full(size: int) -> None:
 
 
 def compiles(number: int) -> None:
-    updating = []
+    updating = threading.Event()
 
     class Watched(train.Loader):
         def iterate(self, first, last):
             for update in super().iterate(first, last):
                 if update.step + 1 == number:
-                    updating.append(True)
+                    updating.set()
                 yield update
             updating.clear()
 
     def tell(event, seconds, **named):
-        if updating and event == COMPILATION:
+        if updating.is_set() and event == COMPILATION:
             print(f"{COMPILED} {named}", flush=True)
 
     train.Loader = Watched

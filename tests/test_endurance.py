@@ -5,6 +5,8 @@ import io
 import os
 import signal
 import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -130,6 +132,20 @@ def test_a_kill_within_a_save_costs_nothing_that_was_saved(plain, tmp_path):
         assert run_here(workdir, "--config.checkpoint.every=5") == 0
     assert f"; from update {steps[-1]}\n" in told.getvalue()
     assert contents(workdir, LAST) == contents(plain[0], LAST)
+
+
+def test_a_signal_before_the_first_update_ends_all_processes(tmp_path):
+    """JAX alone would note it for a question that nobody asks, and the run would go on."""
+    workdir = tmp_path / "run"
+    process = begin_several(2, workdir)
+    while not (workdir / "checkpoints").exists():  # the processes know each other by now
+        assert process.poll() is None, printed(tmp_path)
+        time.sleep(0.02)
+    started = children(process)
+    os.kill(started[1], signal.SIGTERM)
+    assert end(process, seconds=60) not in (0, 130), printed(tmp_path)
+    assert not any(Path(f"/proc/{number}").exists() for number in started)
+    assert saved(workdir) == [] and not logs.read(workdir)
 
 
 @pytest.fixture(scope="module")
