@@ -5,10 +5,13 @@ A checkpoint appears under its number only when it is complete.
 """
 
 import contextlib
+import functools
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
+from logging import CRITICAL, getLogger
 from pathlib import Path
 
 import jax
@@ -39,6 +42,7 @@ class Checkpoints:
         self.every = every
         self.writing = False
         self._remove_unfinished()
+        _tell_once()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self.manager = _manager(self.folder, options)
 
@@ -240,6 +244,26 @@ def read_run(folder: str | Path, *, step: int | None = None) -> dict:
     run = _read_run(manager, step)
     manager.close()
     return run
+
+
+def _tell_once() -> None:
+    """From now on a save that fails is told by what is raised alone, see `_failures`.
+
+    The first write that fails ends the event loop. A hundred others, in threads of the library's
+    storage, then find it closed, or nobody asks for their result, and Python would print so each
+    time.
+    """
+    getLogger("asyncio").setLevel(CRITICAL)
+    if getattr(sys.unraisablehook, "func", None) is not _tell:
+        sys.unraisablehook = functools.partial(_tell, sys.unraisablehook)
+
+
+def _tell(hook, unraisable) -> None:
+    """Passes on what cannot be raised, except that storage called an event loop that is closed."""
+    trace = unraisable.exc_traceback
+    by_storage = trace and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"
+    if not (by_storage and unraisable.exc_type is RuntimeError):
+        hook(unraisable)
 
 
 def _manager(folder: Path, options) -> ocp.CheckpointManager:

@@ -129,6 +129,7 @@ def full(folder: Path) -> None:
     workdir, flags = folder / "full", ["--config.optimizer.steps=6"]
     process = begin(command(workdir, *flags, accident=["full", 20_000]), folder=folder)
     assert end(process) == 2, printed(folder)
+    assert "Traceback" not in printed(folder), printed(folder)
     (line,) = [line for line in printed(folder).splitlines() if line.startswith("error: ")]
     assert saved(workdir) == [2]
     checkpoint.read_weights(workdir / "checkpoints")

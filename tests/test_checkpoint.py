@@ -1,5 +1,8 @@
+import asyncio
 import resource
+import sys
 import time
+import types
 from typing import NamedTuple
 
 import jax
@@ -225,3 +228,20 @@ def test_saving_and_reading_say_nothing(tmp_path, capfd):
     opened.close()
     checkpoint.read_weights(tmp_path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_only_what_follows_from_a_failed_save_is_not_told(tmp_path, monkeypatch):
+    """As storage's threads call a loop that is closed: Python's own frame is the first."""
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: told.append(found.exc_value))
+    for name in ("first", "second"):
+        checkpoint.Checkpoints(tmp_path / name, keep=1, every=1).close()
+    loop = asyncio.new_event_loop()
+    loop.close()
+    with pytest.raises(RuntimeError, match="Event loop is closed") as caught:
+        loop.call_soon_threadsafe(print)
+    closed, trace, other = caught.value, caught.value.__traceback__, ValueError("of somebody else")
+    for error, first in ((closed, trace.tb_next), (closed, trace), (other, None)):
+        found = {"exc_type": type(error), "exc_value": error, "exc_traceback": first}
+        sys.unraisablehook(types.SimpleNamespace(**found))
+    assert told == [closed, other]  # closed, where the call came from Python
