@@ -13,7 +13,7 @@ from lmseg_jax import matcher
 from lmseg_jax.upsampling import phases, upsample
 
 ALPHA, GAMMA = 0.25, 2  # focal loss (Lin et al., 2017), as in MaskFormer
-GROUP = 5  # targets of an image whose full-resolution masks live at a time
+GROUP = 4  # targets of an image whose full-resolution masks live at a time
 
 
 @jax.tree_util.register_dataclass
@@ -46,9 +46,8 @@ class Targets:
         return Targets(self.classes, segments, counted)
 
     def masks(self, index: Array) -> tuple[Array, Array]:
-        """f32 targets `index` [B, n, H, W] and counted [B, H, W]."""
-        masks = self.segments[:, None] == index[None, :, None, None]
-        return masks.astype(jnp.float32), self.counted.astype(jnp.float32)
+        """Targets `index` and what is counted, bool [B, n, H, W] and [B, 1, H, W]."""
+        return self.segments[:, None] == index[None, :, None, None], self.counted[:, None]
 
 
 def targets_of(bucket: dict[str, Array], *, unlabelled: str) -> Targets:
@@ -58,72 +57,10 @@ def targets_of(bucket: dict[str, Array], *, unlabelled: str) -> Targets:
     return Targets(bucket["classes"], segments, counted)
 
 
-@jax.custom_jvp
-def logistic(x: Array) -> tuple[Array, Array, Array]:
-    """sigmoid(x), softplus(x) and softplus(-x), of one exponential and one logarithm.
-
-    Their derivatives are p (1 - p), p and p - 1 of the same p, so a gradient needs no other.
-    """
+def logistic(x: Array) -> tuple[Array, Array]:
+    """sigmoid(x) and softplus(x), of one exponential and one logarithm."""
     power = jnp.exp(-jnp.abs(x))
-    rest = jnp.log1p(power)
-    p = jnp.where(x >= 0, 1, power) / (1 + power)
-    return p, jnp.maximum(x, 0) + rest, jnp.maximum(-x, 0) + rest
-
-
-@logistic.defjvp
-def _logistic_jvp(primals, tangents):
-    found = logistic(*primals)
-    (p, _, _), (dx,) = found, tangents
-    return found, (p * (1 - p) * dx, p * dx, (p - 1) * dx)
-
-
-def focal_terms(logits: Array) -> tuple[Array, Array]:
-    """Focal loss of each pixel if its target were 1, and if it were 0.
-
-    positive = alpha (1 - p)^gamma softplus(-x), negative = (1 - alpha) p^gamma softplus(x).
-    """
-    p, as_zero, as_one = logistic(logits)
-    return ALPHA * (1 - p) ** GAMMA * as_one, (1 - ALPHA) * p**GAMMA * as_zero
-
-
-def focal_loss(logits: Array, target: Array, counted: Array) -> Array:
-    """Focal loss of each mask, the mean over counted pixels.
-
-    Args:
-      logits: [..., H, W], before the sigmoid.
-      target: [..., H, W], 0 or 1.
-      counted: [..., H, W], 0 where a pixel is left out.
-
-    Returns:
-      [...], at least 0; 0 where nothing is counted.
-
-    Source: LMSeg Eq. 3; Lin et al., 2017, alpha 0.25, gamma 2.
-    """
-    positive, negative = focal_terms(logits)
-    pixels = (target * positive + (1 - target) * negative) * counted
-    return jnp.sum(pixels, (-2, -1)) / jnp.maximum(jnp.sum(counted, (-2, -1)), 1)
-
-
-def dice_loss(logits: Array, target: Array, counted: Array) -> Array:
-    """Dice loss of each mask, 0 for a perfect mask and near 1 for a disjoint one.
-
-    loss = 1 - (2 |p t| + 1) / (|p| + |t| + 1), p = sigmoid(logits); sums run over counted pixels.
-
-    Args:
-      logits: [..., H, W], before the sigmoid.
-      target: [..., H, W], 0 or 1.
-      counted: [..., H, W], 0 where a pixel is left out.
-
-    Returns:
-      [...], one value in [0, 1) per mask; the caller weighs and averages.
-
-    Source: LMSeg Eq. 3; V-Net (Milletari et al., 2016).
-    """
-    inside = logistic(logits)[0] * counted
-    target = target * counted
-    overlap = 2 * jnp.sum(inside * target, axis=(-2, -1))
-    total = jnp.sum(inside, axis=(-2, -1)) + jnp.sum(target, axis=(-2, -1))
-    return 1 - (overlap + 1) / (total + 1)
+    return jnp.where(x >= 0, 1, power) / (1 + power), jnp.maximum(x, 0) + jnp.log1p(power)
 
 
 def matching_cost(
@@ -147,20 +84,21 @@ def matching_cost(
     b, t = targets.classes.shape
     stride = targets.segments.shape[1] // masks.shape[2]
     target, counted = targets.at_stride(stride).masks(jnp.arange(t))
-    truth = (target * counted[:, None]).reshape(b, t, -1)  # [B, T, P]
-    pixels = counted.reshape(b, 1, -1)
+    truth = (target & counted).astype(jnp.float32).reshape(b, t, -1)  # [B, T, P]
+    pixels = counted.astype(jnp.float32).reshape(b, 1, -1)
     x = masks.reshape(b, masks.shape[1], -1)  # [B, Q, P]
 
     probability = jax.nn.softmax(logits, axis=-1)
     asked = jnp.maximum(targets.classes, 0)[:, None, :]
     label = jnp.take_along_axis(probability, jnp.broadcast_to(asked, (b, x.shape[1], t)), axis=2)
 
-    positive, negative = focal_terms(x)
+    p, as_zero = logistic(x)
+    positive, negative = ALPHA * (1 - p) ** GAMMA * (as_zero - x), (1 - ALPHA) * p**GAMMA * as_zero
     focal = jnp.einsum("bqp,btp->bqt", positive - negative, truth, precision="highest")
     focal = focal + jnp.sum(negative * pixels, axis=-1)[..., None]
     focal = focal / jnp.maximum(jnp.sum(pixels, axis=-1), 1)[..., None]
 
-    inside = logistic(x)[0] * pixels
+    inside = p * pixels
     overlap = 2 * jnp.einsum("bqp,btp->bqt", inside, truth, precision="highest")
     total = jnp.sum(inside, axis=-1)[..., None] + jnp.sum(truth, axis=-1)[:, None, :]
     dice = 1 - (overlap + 1) / (total + 1)
@@ -219,11 +157,73 @@ def contrastive_loss(logits: Array, query: Array, classes: Array, *, valid, no_o
     return -jnp.sum(weight * picked, axis=-1)
 
 
+def outline_losses(
+    x: Array, target: Array, counted: Array, *, sizes: Array, weights: dict[str, Array]
+) -> tuple[dict[str, Array], Array]:
+    """Focal and dice losses of masks, and the gradient of their sum, all of one exponential.
+
+    With z the logit of a pixel's right answer, x in the target and -x elsewhere, and
+    w = sigmoid(-z) what is missing there:
+
+      focal = mean of alpha w^gamma softplus(-z),
+        its derivative in z -alpha w^gamma (gamma (1 - w) softplus(-z) + w) a pixel;
+      dice = 1 - (2 |p t| + 1) / (|p| + |t| + 1), where p = sigmoid(x) is 1 - w in the target and
+        w elsewhere, its derivative in x w (1 - w) d, with d its derivative in p.
+
+    Means and sums run over counted pixels; alpha is ALPHA in the target and 1 - ALPHA elsewhere.
+
+    Args:
+      x: f32 [B, n, H, W], before the sigmoid.
+      target: bool [B, n, H, W].
+      counted: bool [B, 1, H, W], False where a pixel is left out.
+      sizes: f32 [B, n], counted pixels of each target.
+      weights: of `focal` and `dice`, [B, n].
+
+    Returns:
+      Losses times their weights, [B, n] by the keys of `weights`, and the gradient [B, n, H, W].
+
+    Source: LMSeg Eq. 3; Lin et al., 2017; V-Net (Milletari et al., 2016).
+    """
+
+    def total(values):
+        return jnp.sum(values, (-2, -1))
+
+    share = weights["focal"] / jnp.maximum(total(counted.astype(jnp.float32)), 1)
+    power = jnp.exp(-jnp.abs(x))
+    right = jnp.where(target, x, -x)
+    missing = jnp.where(right >= 0, power, 1) / (1 + power)
+    surprise = jnp.maximum(-right, 0) + jnp.log1p(power)
+    wrong = jnp.where(counted, missing, 0)
+    alpha = jnp.where(target, ALPHA, 1 - ALPHA)
+    missed = total(jnp.where(target, wrong, 0))
+    overlap, false = sizes - missed, total(wrong) - missed
+    sum_of_sizes = overlap + false + sizes + 1
+    found = {
+        "focal": share * total(alpha * missing ** (GAMMA - 1) * wrong * surprise),
+        "dice": weights["dice"] * (1 - (2 * overlap + 1) / sum_of_sizes),
+    }
+
+    def everywhere(values):
+        return values[..., None, None]
+
+    outside = weights["dice"] * (2 * overlap + 1) / sum_of_sizes**2
+    inside = outside - weights["dice"] * 2 / sum_of_sizes
+    slope = wrong * (1 - missing)
+    pull = everywhere(share) * (wrong * missing ** (GAMMA - 1))
+    pull *= GAMMA * (1 - missing) * surprise + missing
+    gradient = jnp.where(
+        target,
+        slope * everywhere(inside) - ALPHA * pull,
+        slope * everywhere(outside) + (1 - ALPHA) * pull,
+    )
+    return found, gradient
+
+
 @jax.custom_vjp
 def mask_losses(
     masks: Array, query: Array, targets: Targets, weights: dict[str, Array]
 ) -> tuple[Array, dict[str, Array]]:
-    """Focal and dice losses of each image's targets, upsampled to the size of the targets.
+    """Losses of each image's targets in each layer, upsampled to the size of the targets.
 
     The gradient is computed with the value, GROUP targets of each image in one layer at a time:
     what a group has at full resolution is gone before the next one, and nothing is computed twice.
@@ -237,7 +237,7 @@ def mask_losses(
 
     Returns:
       The weighted sum over each image's targets [L, B], and its parts by the keys of `weights`,
-      [L, B], which are numbers to be shown: no gradient comes from them.
+      [L, B], which are numbers to be shown: no gradient comes from them. See `outline_losses`.
     """
     return _mask_losses(masks, query, targets, weights)[0]
 
@@ -253,35 +253,35 @@ def _mask_losses(masks: Array, query: Array, targets: Targets, weights: dict[str
     padded = jnp.pad(query, ((0, 0), (0, 0), (0, count * size - t)))
     groups = jnp.moveaxis(padded.reshape(layers, b, count, size), 2, 1).reshape(-1, b, size)
 
-    def used(layer, first, query):
+    def pixels(first):
+        target, counted = targets.masks(first + jnp.arange(size))
+        return jnp.sum(target & counted, (-2, -1)).astype(jnp.float32)
+
+    sizes = jax.lax.map(pixels, size * jnp.arange(count))  # [count, B, size]
+
+    def used(layer, number, query):
         chosen = jax.vmap(lambda mask, index: mask[index])(masks[layer], query)
-        index = first + jnp.arange(size)
+        index = size * number + jnp.arange(size)
         target, counted = targets.masks(index)
         real = index[None] < most[:, None]
+        large, smaller = jax.vjp(lambda x: upsample(x, factor), chosen)
+        parts, gradient = outline_losses(
+            large,
+            target,
+            counted,
+            sizes=sizes[number],
+            weights={key: jnp.where(real, weight, 0) for key, weight in weights.items()},
+        )
+        return {key: jnp.sum(part, axis=-1) for key, part in parts.items()}, smaller(gradient)[0]
 
-        def loss(chosen):
-            large = upsample(chosen, factor)
-            parts = {
-                "focal": focal_loss(large, target, counted[:, None]),
-                "dice": dice_loss(large, target, counted[:, None]),
-            }
-            parts = {
-                key: weights[key] * jnp.sum(jnp.where(real, part, 0), axis=-1)
-                for key, part in parts.items()
-            }
-            return jnp.sum(sum(parts.values())), parts
-
-        gradient, parts = jax.grad(loss, has_aux=True)(chosen)
-        return parts, gradient
-
-    def unused(layer, first, query):
+    def unused(layer, number, query):
         return dict.fromkeys(weights, jnp.zeros(b)), jnp.zeros((b, size, *masks.shape[3:]))
 
     def group(operands):
-        return jax.lax.cond(operands[1] < jnp.max(most), used, unused, *operands)
+        return jax.lax.cond(size * operands[1] < jnp.max(most), used, unused, *operands)
 
-    layer, first = (x.ravel() for x in np.indices((layers, count)))
-    parts, gradient = jax.lax.map(group, (layer, size * first, groups))
+    layer, number = (x.ravel() for x in np.indices((layers, count)))
+    parts, gradient = jax.lax.map(group, (layer, number, groups))
     parts = {key: jnp.sum(part.reshape(layers, count, b), axis=1) for key, part in parts.items()}
 
     def place(query, gradient):

@@ -1,8 +1,9 @@
 """Bilinear upsampling for sums over pixels, whose order does not matter."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 
@@ -40,15 +41,15 @@ def upsample(x: Array, factor: int) -> Array:
     """
     if factor == 1:
         return x
-    place = (np.arange(factor) + 0.5) / factor - 0.5  # in the old pixel, from its centre
-    weights = np.float32([np.maximum(-place, 0), 1 - np.abs(place), np.maximum(place, 0)])
+    places = [(i + 0.5) / factor - 0.5 for i in range(factor)]  # in the old pixel, from its centre
     for axis in (-2, -1):  # rows, then columns; each puts its places before the last two axes
-        first, last = (jax.lax.index_in_dim(x, i, axis) for i in (0, -1))
+        part = functools.partial(jax.lax.slice_in_dim, x, axis=axis)
         size = x.shape[axis]
-        before = jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, size - 1, axis=axis)], axis)
-        after = jnp.concatenate([jax.lax.slice_in_dim(x, 1, size, axis=axis), last], axis)
-        x = sum(
-            neighbour[..., None, :, :] * weight.reshape((1,) * (x.ndim - 2) + (-1, 1, 1))
-            for neighbour, weight in zip((before, x, after), weights, strict=True)
-        )
+        before = jnp.concatenate([part(0, 1), part(0, size - 1)], axis)
+        after = jnp.concatenate([part(1, size), part(size - 1, size)], axis)
+        # numbers, not an array of weights: the CPU's compiler would spread that over all pixels
+        stretched = [
+            (1 - abs(place)) * x + abs(place) * (before if place < 0 else after) for place in places
+        ]
+        x = jnp.stack(stretched, axis=-3)
     return x.reshape(*x.shape[:-4], -1, x.shape[-1])

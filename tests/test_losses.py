@@ -12,10 +12,23 @@ from tests.tiny import batch, tiny_config
 WEIGHTS = {"classification": 1.0, "focal": 20.0, "dice": 1.0}
 
 
+def outline(logits, target, counted, *, focal=1.0, dice=1.0):
+    """Losses of one mask of one image, and the gradient."""
+    sizes = jnp.asarray(np.sum((target > 0) & (counted > 0)), jnp.float32).reshape(1, 1)
+    found, gradient = losses.outline_losses(
+        jnp.asarray(logits, jnp.float32)[None, None],
+        jnp.asarray(target > 0)[None, None],
+        jnp.asarray(counted > 0)[None, None],
+        sizes=sizes,
+        weights={"focal": jnp.full((1, 1), focal), "dice": jnp.full((1, 1), dice)},
+    )
+    return {key: float(value[0, 0]) for key, value in found.items()}, np.asarray(gradient[0, 0])
+
+
 @pytest.mark.parametrize(("score", "expected"), [(50.0, 0.0), (-50.0, 0.9)])
 def test_dice_of_a_full_target(score, expected):
-    ones = jnp.ones((1, 3, 3))
-    np.testing.assert_allclose(losses.dice_loss(score * ones, ones, ones), [expected], atol=1e-6)
+    ones = np.ones((3, 3))
+    np.testing.assert_allclose(outline(score * ones, ones, ones)[0]["dice"], expected, atol=1e-6)
 
 
 def slow_focal(logits, target, counted):
@@ -39,16 +52,46 @@ def arrays(seed=0, size=(4, 5)):
     return rng.normal(size=size), rng.random(size) < 0.4, (rng.random(size) < 0.8) * 1.0
 
 
-def test_focal_equals_its_definition():
+@pytest.mark.parametrize("spread", [1, 20])
+def test_focal_and_dice_equal_their_definitions(spread):
     logits, target, counted = arrays()
-    found = losses.focal_loss(jnp.asarray(logits), jnp.asarray(target * 1.0), jnp.asarray(counted))
-    np.testing.assert_allclose(found, slow_focal(logits, target, counted), rtol=1e-5)
+    found, _ = outline(spread * logits, target, counted, focal=20.0, dice=3.0)
+    expected = slow_focal(spread * logits, target, counted)
+    np.testing.assert_allclose(found["focal"], 20 * expected, rtol=1e-5)
+    expected = slow_dice(spread * logits, target * 1.0, counted)
+    np.testing.assert_allclose(found["dice"], 3 * expected, rtol=1e-5)
 
 
-def test_dice_equals_its_definition():
+def test_the_gradient_of_focal_and_dice_is_that_of_their_definitions():
     logits, target, counted = arrays(1)
-    found = losses.dice_loss(jnp.asarray(logits), jnp.asarray(target * 1.0), jnp.asarray(counted))
-    np.testing.assert_allclose(found, slow_dice(logits, target * 1.0, counted), rtol=1e-5)
+    _, found = outline(logits, target, counted, focal=20.0, dice=3.0)
+
+    def loss(logits):
+        return 20 * slow_focal(logits, target, counted) + 3 * slow_dice(logits, target, counted)
+
+    step = 1e-5
+    for place in np.ndindex(logits.shape):
+        change = np.zeros_like(logits)
+        change[place] = step
+        expected = (loss(logits + change) - loss(logits - change)) / (2 * step)
+        np.testing.assert_allclose(found[place], expected, rtol=1e-4, atol=1e-7, err_msg=str(place))
+
+
+def test_logits_beyond_the_range_of_an_exponential_give_finite_losses_and_gradients():
+    logits = np.array([[300.0, -300.0], [300.0, -300.0]])
+    target = np.array([[1, 1], [0, 0]])
+    found, gradient = outline(logits, target, np.ones((2, 2)))
+    # two pixels are right, two are 300 away from it, where alpha is 0.25 and 0.75
+    np.testing.assert_allclose(found["focal"], (0.25 + 0.75) * 300 / 4, rtol=1e-6)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(gradient, [[0, -0.25 / 4], [0.75 / 4, 0]], atol=1e-6)
+
+
+def test_a_mask_without_counted_pixels_has_no_loss():
+    logits, target, _ = arrays()
+    found, gradient = outline(logits, target, np.zeros_like(logits))
+    assert found == {"focal": 0, "dice": 0}
+    assert not gradient.any()
 
 
 def predictions(seed, bucket, *, names=4, queries=6):
@@ -227,9 +270,14 @@ def test_a_mask_loss_does_not_depend_on_its_group(group, monkeypatch):
     def plain(masks):
         chosen = jnp.take_along_axis(masks, query[..., None, None], axis=1)
         large = jax.image.resize(chosen, (2, 7, 32, 32), "bilinear")
-        truth = (targets.segments[:, None] == jnp.arange(7)[None, :, None, None]) * 1.0
+        truth = targets.segments[:, None] == jnp.arange(7)[None, :, None, None]
         counted = targets.counted[:, None] * 1.0
-        focal, dice = (f(large, truth, counted) for f in (losses.focal_loss, losses.dice_loss))
+        right = jax.nn.sigmoid(jnp.where(truth, large, -large))
+        focal = -jnp.where(truth, 0.25, 0.75) * (1 - right) ** 2 * jnp.log(right) * counted
+        focal = focal.sum((2, 3)) / counted.sum((2, 3))
+        inside, truth = jax.nn.sigmoid(large) * counted, truth * counted
+        both = inside.sum((2, 3)) + truth.sum((2, 3))
+        dice = 1 - (2 * (inside * truth).sum((2, 3)) + 1) / (both + 1)
         focal, dice = (jnp.sum(x * targets.real, axis=-1) for x in (20 * focal, 0.5 * dice))
         return jnp.sum((focal + dice) * given), {"focal": focal, "dice": dice}
 
