@@ -1,5 +1,10 @@
 """Parts that several modules share: convolution, attention, positions, dropout, MLP, resizing."""
 
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +14,10 @@ from jax.nn import initializers
 # uniform in +-sqrt(6 / (fan_in + fan_out)) and in +-sqrt(3 / fan_in)
 xavier = initializers.variance_scaling(1.0, "fan_avg", "uniform")
 caffe_xavier = initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+PLACES = ((1,), (2, 0))  # of even pixels, and of odd ones, in windows of 3 at stride 2
+# pixels of all images of a batch, which decide how a CPU convolves
+FEW, MANY = 512, 4096
 
 
 def _finished(*arrays: Array) -> tuple[Array, ...]:
@@ -20,6 +29,15 @@ def _finished(*arrays: Array) -> tuple[Array, ...]:
     return jax.lax.platform_dependent(
         *arrays, cpu=lambda *x: jax.lax.optimization_barrier(x), default=lambda *x: x
     )
+
+
+def once(x: Array) -> Array:
+    """x itself, computed a single time on a CPU, and its gradient likewise: see `_finished`.
+
+    For what several layers read, like the sum of a residual block: each of its readers, and of the
+    readers of the next block's sum, would compute the whole chain again.
+    """
+    return _finished(x)[0]
 
 
 @jax.custom_vjp
@@ -187,11 +205,33 @@ class Conv(nnx.Conv):
         return x if self.bias is None else x + self.bias[...].astype(x.dtype)[None, None, None]
 
 
-def _plain(x: Array, kernel: Array, stride: int) -> Array:
+def _library(x: Array, kernel: Array, stride: int) -> Array:
     around = (kernel.shape[0] // 2,) * 2
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), (around, around), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def _seen(x: Array, size: int, stride: int, *, fill: float = 0) -> Iterator[tuple[int, int, Array]]:
+    """What each place (i, j) of a window sees of x, at all outputs: [B, h, w, inputs]."""
+    around = (size // 2,) * 2
+    rows, columns = (-(-side // stride) * stride for side in x.shape[1:3])
+    x = jnp.pad(x, ((0, 0), around, around, (0, 0)), constant_values=fill)
+    for i, j in itertools.product(range(size), repeat=2):
+        yield i, j, x[:, i : i + rows : stride, j : j + columns : stride]
+
+
+def _products(x: Array, kernel: Array) -> Array:
+    """A matrix product for each place of the kernel."""
+    return sum(seen @ kernel[i, j] for i, j, seen in _seen(x, len(kernel), 1))
+
+
+def _plain(x: Array, kernel: Array, stride: int) -> Array:
+    library = functools.partial(_library, stride=stride)
+    if stride > 1 or math.prod(x.shape[:3]) > FEW:
+        return library(x, kernel)
+    # XLA's gradient to x writes the kernel transposed, which takes longer than a few pixels do
+    return jax.lax.platform_dependent(x, kernel, cpu=_products, default=library)
 
 
 def _convolve_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
@@ -204,21 +244,17 @@ def _convolve_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tup
     (dx,) = jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](g)
 
     def by_convolution(x, g):
-        return jax.vjp(lambda kernel: _plain(x, kernel, stride), kernel)[1](g)[0]
+        return jax.vjp(lambda kernel: _library(x, kernel, stride), kernel)[1](g)[0]
 
     def by_products(x, g):
         """One matrix product for each place of the kernel."""
-        _, rows, columns, outputs = g.shape
-        size = kernel.shape[0]
-        around = (size // 2,) * 2
-        x = jnp.pad(x, ((0, 0), around, around, (0, 0)))
-        g = g.reshape(-1, outputs)
-
-        def place(top, left):
-            seen = x[:, top : top + stride * rows : stride, left : left + stride * columns : stride]
-            return seen.reshape(-1, x.shape[-1]).T @ g
-
-        return jnp.stack([jnp.stack([place(i, j) for j in range(size)]) for i in range(size)])
+        g = g.reshape(-1, g.shape[-1])
+        seen = [x.reshape(-1, x.shape[-1]) for _, _, x in _seen(x, len(kernel), stride)]
+        if len(g) < MANY:
+            return jnp.stack([x.T @ g for x in seen]).reshape(kernel.shape)
+        (g,) = _finished(g.T)  # once, in place of x at every place
+        places = _finished(*[g @ x for x in seen])
+        return jnp.stack([place.T for place in places]).reshape(kernel.shape)
 
     # XLA's CPU compiler is slow at this gradient; elsewhere the library's own convolution is best
     return dx, jax.lax.platform_dependent(x, g, cpu=by_products, default=by_convolution)
@@ -226,6 +262,57 @@ def _convolve_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tup
 
 _convolve = jax.custom_vjp(_plain, nondiff_argnums=(2,))
 _convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _largest(x: Array) -> Array:
+    return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+@jax.custom_vjp
+def max_pool(x: Array) -> Array:
+    """Largest of the 3x3 pixels around each second one.
+
+    [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]. Of equal pixels the gradient goes to the
+    first, row by row.
+    """
+    return _largest(x)
+
+
+def _max_pool_forward(x: Array) -> tuple[Array, tuple[Array, Array]]:
+    y = _largest(x)
+    return y, (x, y)
+
+
+def _max_pool_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array]:
+    x, y = saved
+
+    def by_place(x, y, g):
+        """Sums over the windows that see a pixel, for each of the four kinds of pixels."""
+        first = jnp.full(y.shape, 9, jnp.int8)  # place of the largest in its window
+        for i, j, seen in reversed(list(_seen(x, 3, 2, fill=-jnp.inf))):
+            first = jnp.where(seen == y, jnp.int8(3 * i + j), first)
+        first, g = (jnp.pad(z, ((0, 0), (0, 1), (0, 1), (0, 0))) for z in _finished(first, g))
+
+        def taken(i, j):
+            """By the window in which a pixel of this kind has place (i, j)."""
+            rows, columns = (slice(1, None) if place == 0 else slice(-1) for place in (i, j))
+            return jnp.where(first[:, rows, columns] == 3 * i + j, g[:, rows, columns], 0)
+
+        def kind(*parity):
+            return sum(itertools.starmap(taken, itertools.product(*(PLACES[k] for k in parity))))
+
+        dx = jnp.stack([jnp.stack([kind(i, 0), kind(i, 1)], 3) for i in range(2)], 2)
+        dx = dx.reshape(len(x), 2 * y.shape[1], 2 * y.shape[2], -1)
+        return dx[:, : x.shape[1], : x.shape[2]]
+
+    def by_library(x, y, g):
+        return jax.vjp(_largest, x)[1](g)[0]
+
+    # XLA's CPU compiler looks for the largest pixel by a loop of scalars
+    return (jax.lax.platform_dependent(x, y, g, cpu=by_place, default=by_library),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def nearest_upsample(x: Array, height: int, width: int) -> Array:

@@ -201,11 +201,11 @@ class LMSeg(nnx.Module):
         if last:
             queries = queries[-1:]
         masks = jnp.einsum(
-            "lbqc,bhwc->lbqhw",
+            "lbqc,bhwc->blqhw",  # layers first would write every mask transposed
             self.mask_head(queries),
             features["pixel4"],
             preferred_element_type=jnp.float32,
-        )
+        ).swapaxes(0, 1)
         if self.query_mlp is not None:
             queries = self.query_mlp(queries)
         logits = self.head(queries.astype(jnp.float32), text, dataset)

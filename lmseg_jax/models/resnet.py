@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from lmseg_jax.models import norms
-from lmseg_jax.models.layers import Conv, Linear
+from lmseg_jax.models.layers import Conv, Linear, max_pool, once
 
 EXPANSION = 4
 CHANNELS_A_GROUP = 8  # of GroupNorm, where there is one
@@ -95,7 +95,7 @@ class Bottleneck(nnx.Module):
         inner = self.norm3(self.conv3(inner), train=train)
         if self.projected:
             features = self.shortcut_norm(self.shortcut(features), train=train)
-        return nnx.relu(inner + features)
+        return once(nnx.relu(inner + features))
 
 
 class StemLayer(nnx.Module):
@@ -262,7 +262,7 @@ class Stem(nnx.Module):
     def __call__(self, images: Array, *, train: bool = False) -> Array:
         """[B, H, W, 3] -> [B, H/4, W/4, width]."""
         features = nnx.relu(self.norm(self.conv(images), train=train))
-        return nnx.max_pool(features, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        return max_pool(features)
 
 
 class AttentionPool(nnx.Module):

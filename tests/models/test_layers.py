@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lmseg_jax.models import layers
 from lmseg_jax.models.layers import (
     Attention,
     Conv,
     Linear,
-    _convolve,
     dropout,
+    max_pool,
     nearest_upsample,
+    once,
     sine_positions,
 )
 
@@ -53,9 +55,9 @@ def test_attention_equals_its_formula(attention):
 
 def test_masked_keys_change_nothing(attention):
     rng = np.random.default_rng(1)
-    q, k = rng.normal(size=(1, 3, 8)), rng.normal(size=(1, 5, 8))
+    q, k = (rng.normal(size=(1, n, 8)).astype(np.float32) for n in (3, 5))
     valid = np.array([[True, True, False, True, False]])
-    other = np.where(valid[..., None], k, 99.0)
+    other = np.where(valid[..., None], k, np.float32(99))
     np.testing.assert_array_equal(
         attention(q, k, k, valid=valid), attention(q, other, other, valid=valid)
     )
@@ -92,10 +94,15 @@ def test_a_linear_layer_and_its_gradients_are_matrix_products():
     np.testing.assert_allclose(found[2], weights.sum((0, 1)), atol=1e-5)
 
 
+@pytest.mark.parametrize(("few", "many"), [(512, 4096), (0, 4096), (0, 0)])
 @pytest.mark.parametrize(
     ("side", "stride", "size"), [(3, 1, (4, 5)), (3, 2, (6, 7)), (3, 2, (5, 4)), (7, 2, (6, 5))]
 )
-def test_a_convolution_and_its_gradients_equal_sums_over_the_window(side, stride, size):
+def test_a_convolution_and_its_gradients_equal_sums_over_the_window(
+    side, stride, size, few, many, monkeypatch
+):
+    monkeypatch.setattr(layers, "FEW", few)
+    monkeypatch.setattr(layers, "MANY", many)
     layer = Conv(2, 3, side, stride=stride, rngs=nnx.Rngs(0))
     edge = side // 2
     rng = np.random.default_rng(0)
@@ -125,18 +132,63 @@ def test_a_convolution_and_its_gradients_equal_sums_over_the_window(side, stride
     np.testing.assert_allclose(found[2], weights.sum((0, 1, 2)), atol=1e-4)
 
 
+def lowered(function, platform, *arguments):
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
 @pytest.mark.parametrize(
-    ("platform", "convolutions", "products"), [("cpu", 1, 9), ("cuda", 2, 0), ("tpu", 2, 0)]
+    ("platform", "few", "convolutions", "products"),
+    [("cpu", 0, 2, 9), ("cpu", 512, 0, 27), ("cuda", 512, 3, 0), ("tpu", 512, 3, 0)],
 )
-def test_the_gradient_of_a_kernel_is_products_on_a_cpu_and_a_convolution_elsewhere(
-    platform, convolutions, products
+def test_a_cpu_takes_products_for_the_gradient_of_a_kernel_and_for_small_maps(
+    platform, few, convolutions, products, monkeypatch
 ):
+    monkeypatch.setattr(layers, "FEW", few)
+
     def loss(kernel, x):
-        return jnp.sum(_convolve(x, kernel, 1) ** 2)
+        return jnp.sum(layers._convolve(x, kernel, 1) ** 2)
 
     x = jax.ShapeDtypeStruct((2, 6, 5, 2), jnp.float32)
     kernel = jax.ShapeDtypeStruct((3, 3, 2, 3), jnp.float32)
-    traced = jax.jit(jax.grad(loss)).trace(kernel, x)
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert text.count("stablehlo.convolution") == convolutions  # one is the layer itself
-    assert text.count("stablehlo.dot_general") == products  # one for each place of the kernel
+    text = lowered(jax.grad(loss, argnums=(0, 1)), platform, kernel, x)
+    # the layer, its gradient to the kernel and that to its input; one product a place of the kernel
+    assert text.count("stablehlo.convolution") == convolutions
+    assert text.count("stablehlo.dot_general") == products
+
+
+@pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 1)])
+def test_a_max_pool_and_its_gradient_equal_those_of_a_loop(size):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-2, 3, (2, *size, 3)).astype(np.float32)  # with many equal neighbours
+    rows, columns = -(-size[0] // 2), -(-size[1] // 2)
+    weights = rng.normal(size=(2, rows, columns, 3)).astype(np.float32)
+    found, back = jax.vjp(max_pool, jnp.asarray(x))
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    expected, dx = np.zeros_like(weights), np.zeros_like(padded)
+    for b, i, j, c in np.ndindex(*weights.shape):
+        window = padded[b, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3, c]
+        row, column = np.unravel_index(np.argmax(window), window.shape)  # the first of equal ones
+        expected[b, i, j, c] = window[row, column]
+        dx[b, 2 * i + row, 2 * j + column, c] += weights[b, i, j, c]
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(back(weights)[0], dx[:, 1:-1, 1:-1], atol=1e-6)
+
+
+@pytest.mark.parametrize(("platform", "searches"), [("cpu", 0), ("cuda", 1), ("tpu", 1)])
+def test_accelerators_get_the_librarys_gradient_of_a_max_pool(platform, searches):
+    def gradient(x):
+        return jax.grad(lambda x: jnp.sum(max_pool(x) ** 2))(x)
+
+    text = lowered(gradient, platform, jax.ShapeDtypeStruct((2, 6, 6, 3), jnp.float32))
+    assert text.count("stablehlo.select_and_scatter") == searches
+
+
+@pytest.mark.parametrize(("platform", "barriers"), [("cpu", 2), ("cuda", 0)])
+def test_what_is_computed_once_is_so_in_both_directions_on_a_cpu(platform, barriers):
+    def gradient(x):
+        return jax.value_and_grad(lambda x: jnp.sum(once(x) ** 2))(x)
+
+    x = jnp.arange(3.0)
+    text = lowered(gradient, platform, x)
+    assert text.count("stablehlo.optimization_barrier") == barriers
+    np.testing.assert_array_equal(gradient(x)[1], 2 * x)
