@@ -13,7 +13,7 @@ from lmseg_jax import matcher
 from lmseg_jax.upsampling import phases, upsample
 
 ALPHA, GAMMA = 0.25, 2  # focal loss (Lin et al., 2017), as in MaskFormer
-GROUP = 4  # targets of an image whose full-resolution masks live at a time
+GROUP = 3  # targets of an image whose full-resolution masks live at a time
 
 
 @jax.tree_util.register_dataclass
@@ -86,22 +86,28 @@ def matching_cost(
     target, counted = targets.at_stride(stride).masks(jnp.arange(t))
     truth = (target & counted).astype(jnp.float32).reshape(b, t, -1)  # [B, T, P]
     pixels = counted.astype(jnp.float32).reshape(b, 1, -1)
-    x = masks.reshape(b, masks.shape[1], -1)  # [B, Q, P]
+    sizes = jnp.sum(truth, axis=-1)[:, None]  # [B, 1, T]
 
     probability = jax.nn.softmax(logits, axis=-1)
     asked = jnp.maximum(targets.classes, 0)[:, None, :]
-    label = jnp.take_along_axis(probability, jnp.broadcast_to(asked, (b, x.shape[1], t)), axis=2)
+    label = jnp.take_along_axis(
+        probability, jnp.broadcast_to(asked, (b, logits.shape[1], t)), axis=2
+    )
 
+    def over(values, regions):
+        """Sums over regions, of products with them: [B, Q, P], [B, R, P] -> [B, Q, R]."""
+        return jnp.einsum("bqp,brp->bqr", values, regions, precision="highest")
+
+    x = masks.reshape(b, masks.shape[1], -1)  # [B, Q, P]
     p, as_zero = logistic(x)
-    positive, negative = ALPHA * (1 - p) ** GAMMA * (as_zero - x), (1 - ALPHA) * p**GAMMA * as_zero
-    focal = jnp.einsum("bqp,btp->bqt", positive - negative, truth, precision="highest")
-    focal = focal + jnp.sum(negative * pixels, axis=-1)[..., None]
+    negative = (1 - ALPHA) * p**GAMMA * as_zero
+    positive = ALPHA * (1 - p) ** GAMMA * (as_zero - x)
+    focal = over(positive - negative, truth) + over(negative, pixels)
     focal = focal / jnp.maximum(jnp.sum(pixels, axis=-1), 1)[..., None]
 
-    inside = p * pixels
-    overlap = 2 * jnp.einsum("bqp,btp->bqt", inside, truth, precision="highest")
-    total = jnp.sum(inside, axis=-1)[..., None] + jnp.sum(truth, axis=-1)[:, None, :]
-    dice = 1 - (overlap + 1) / (total + 1)
+    inside = over(p, jnp.concatenate([truth, pixels], axis=1))
+    overlap, size = inside[..., :-1], inside[..., -1:]
+    dice = 1 - (2 * overlap + 1) / (size + sizes + 1)
     return -weights["classification"] * label + weights["focal"] * focal + weights["dice"] * dice
 
 
