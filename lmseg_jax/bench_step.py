@@ -112,7 +112,7 @@ class Update:
         }
         self.largest = max(memory, key=memory.get)
         self.temp_mb = memory[self.largest] / 2**20
-        names = {"text": "encode_text", "gradient": "add_gradients"}
+        names = {"text": "encode_text", "gradient": "gradients"}
         self.step = Step(**{names.get(name, name): program for name, program in compiled.items()})
         _, shardings = assembly.abstract_state(config, self.mesh, vocabulary=self.vocabulary)
 

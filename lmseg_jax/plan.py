@@ -195,15 +195,19 @@ def updates_of(plan: AnyPlan, config: ConfigDict) -> list[list[Piece]]:
 
 def mean_flops(
     plan: AnyPlan, updates: Sequence[Sequence[Piece]], flops: dict[str, int]
-) -> tuple[float, int]:
-    """FLOPs of the mean update over the whole mesh: of its gradients, and of all other programs."""
+) -> tuple[float, float]:
+    """FLOPs of the mean update over the whole mesh: of its gradients, and of all other programs.
+
+    Gradients are added to those of the update's pieces before.
+    """
     calls = [
         f"gradient {len(piece)}x{'x'.join(map(str, plan.shapes[piece.rows[0][0]]))}"
         for pieces in updates
         for piece in pieces
     ]
     gradients = sum(flops[call] for call in calls) / len(updates)
-    return gradients, sum(flops[name] for name in ("denominators", "text", "zeros", "update"))
+    sums = (len(calls) / len(updates) - 1) * flops["add"]
+    return gradients, sums + sum(flops[name] for name in ("denominators", "text", "update"))
 
 
 def update_flops(config: ConfigDict) -> float:

@@ -102,23 +102,27 @@ def of_update(
     classes = bucket(config.batching.batch, 32, 32)["classes"]
     text = on(jax.eval_shape(step.encode_text, abstract.params, abstract.frozen), everywhere)
     totals = on(jax.eval_shape(step.denominators, classes), everywhere)
-    empty = jax.eval_shape(step.zeros, abstract.params)
-    sums = {
-        "params": assembly.abstract(empty["params"], shardings.params),
-        "text": on(empty["text"], everywhere),
-        "parts": on(empty["parts"], everywhere),
-    }
     key = on(jax.eval_shape(lambda: jax.random.key(0)), everywhere)
+
+    def arguments_of(shape):
+        return abstract.params, abstract.frozen, text, bucket(*shape), totals, key
+
+    shape = next(iter(buckets), (config.batching.batch, 32, 32))  # all sums are alike
+    made = step.gradients.eval_shape(*arguments_of(shape))
+    sums = {
+        "params": assembly.abstract(made["params"], shardings.params),
+        "text": on(made["text"], everywhere),
+        "parts": on(made["parts"], everywhere),
+    }
 
     found = [
         ("denominators", step.denominators, (classes,), False),
         ("text", step.encode_text, (abstract.params, abstract.frozen), False),
-        ("zeros", step.zeros, (abstract.params,), False),
     ]
     for shape in buckets:
-        arguments = (abstract.params, abstract.frozen, text, bucket(*shape), totals, sums, key)
         name = "gradient " + "x".join(map(str, shape))
-        found.append((name, step.add_gradients, arguments, True))
+        found.append((name, step.gradients, arguments_of(shape), True))
+    found.append(("add", step.add, (sums, sums), False))
     found.append(("update", step.update, (abstract, sums), False))
     return [
         Program(name, function, arguments, flops.count(function, *arguments), shared)

@@ -1,4 +1,4 @@
-"""One update as five programs: denominators, text, empty sums, gradients of a bucket, optimizer.
+"""One update as five programs: denominators, text, gradients of a bucket, their sum, optimizer.
 
 Programs are compiled once each, the gradient program once a bucket shape; the composition of an
 update never recompiles anything, and only one bucket's activations live at a time.
@@ -25,15 +25,14 @@ from lmseg_jax.state import TrainState, merge, project
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 # It would copy donated moments for the sake of the parameters, which read them first anyway.
 IN_PLACE = {"xla_cpu_copy_insertion_use_region_analysis": True}
+# What the gradient program tells of a bucket: losses, counts, and arrays of both; see `total_loss`.
+PARTS = ("loss", "classification", "focal", "dice", "final", "matched", "no_object", "nonfinite")
+PARTS += ("layers", "datasets", "images")
 
 
 def on_cpu(mesh: Mesh, options: dict[str, str | bool]) -> dict[str, str | bool] | None:
     """Compiler options for programs of a mesh, if that is one of CPUs."""
     return options if mesh.devices.flat[0].platform == "cpu" else None
-
-
-LOSSES = ("loss", "classification", "focal", "dice", "final")
-COUNTS = ("matched", "no_object", "nonfinite")
 
 
 @dataclass(frozen=True)
@@ -43,23 +42,23 @@ class Step:
     Attributes:
       denominators: classes i32 [batch, T] -> scalars.
       encode_text: (params, frozen) -> Text.
-      zeros: params -> empty sums.
-      add_gradients: (params, frozen, text, bucket, denominators, sums, key) -> sums; donates sums.
+      gradients: (params, frozen, text, bucket, denominators, key) -> sums over a bucket.
+      add: (sums, sums) -> sums; donates the first.
       update: (state, sums) -> (state, metrics); donates the state. Where the loss or the gradient
         is no number the state stays as it was, its update count too.
     """
 
     denominators: Callable
     encode_text: Callable
-    zeros: Callable
-    add_gradients: Callable
+    gradients: Callable
+    add: Callable
     update: Callable
 
     def programs(self) -> int:
         """Number of programs compiled so far."""
         return sum(
             getattr(self, name)._cache_size()
-            for name in ("denominators", "encode_text", "zeros", "add_gradients", "update")
+            for name in ("denominators", "encode_text", "gradients", "add", "update")
         )
 
 
@@ -84,8 +83,6 @@ def make_step(
     """
     everywhere = sharding.replicated(mesh)
     valid = jnp.asarray(vocabulary["valid"])
-    parts = dict.fromkeys((*LOSSES, *COUNTS), ()) | {"layers": (config.model.decoder.layers,)}
-    parts |= dict.fromkeys(("datasets", "images"), (len(valid),))
 
     def gathered(params, frozen):
         """The model with whole parameters: without this, activations may travel instead."""
@@ -100,16 +97,7 @@ def make_step(
             classes, queries=config.model.queries, no_object=config.loss.no_object
         )
 
-    def zeros(params):
-        m, k = vocabulary["valid"].shape
-        width = config.model.width if config.model.head == "text" else 0
-        return {
-            "params": jax.tree.map(jnp.zeros_like, params),
-            "text": jnp.zeros((m, k, width)),
-            "parts": {name: jnp.zeros(shape) for name, shape in parts.items()},
-        }
-
-    def add_gradients(params, frozen, text, bucket, denominators, sums, key):
+    def gradients(params, frozen, text, bucket, denominators, key):
         def loss_fn(params, embeddings):
             model = gathered(params, frozen)
             predictions = model(
@@ -132,8 +120,10 @@ def make_step(
         (loss, parts), (grads, text_grads) = jax.value_and_grad(
             loss_fn, argnums=(0, 1), has_aux=True
         )(params, text["embeddings"])
-        new = {"params": grads, "text": text_grads, "parts": parts | {"loss": loss}}
-        return jax.tree.map(jnp.add, sums, new)
+        return {"params": grads, "text": text_grads, "parts": parts | {"loss": loss}}
+
+    def add(sums, more):
+        return jax.tree.map(jnp.add, sums, more)
 
     def update(state, sums):
         _, text_path = jax.vjp(lambda p: text_of(p, state.frozen)["embeddings"], state.params)
@@ -159,18 +149,15 @@ def make_step(
     sums = {
         "params": shardings.params,
         "text": everywhere,
-        "parts": dict.fromkeys(parts, everywhere),
+        "parts": dict.fromkeys(PARTS, everywhere),
     }
     return Step(
         denominators=jax.jit(denominators, out_shardings=everywhere),
         encode_text=jax.jit(text_of, out_shardings=everywhere),
-        zeros=jax.jit(zeros, out_shardings=sums),
-        add_gradients=jax.jit(
-            add_gradients,
-            donate_argnums=5,
-            out_shardings=sums,
-            compiler_options=on_cpu(mesh, KEEP_BARRIERS),
+        gradients=jax.jit(
+            gradients, out_shardings=sums, compiler_options=on_cpu(mesh, KEEP_BARRIERS)
         ),
+        add=jax.jit(add, donate_argnums=0, out_shardings=sums),
         update=jax.jit(
             update,
             donate_argnums=0,
@@ -205,18 +192,18 @@ def gradient(
     classes = np.concatenate([bucket["classes"] for bucket in buckets])
     totals = step.denominators(sharding.batch_to_global({"classes": classes}, mesh)["classes"])
     text = step.encode_text(state.params, state.frozen)
-    sums = step.zeros(state.params)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
+    sums = None
     for number, bucket in enumerate(buckets):
-        sums = step.add_gradients(
+        found = step.gradients(
             state.params,
             state.frozen,
             text,
             sharding.batch_to_global(bucket, mesh),
             totals,
-            sums,
             jax.random.fold_in(key, number),
         )
+        sums = found if sums is None else step.add(sums, found)
     return sums
 
 

@@ -115,10 +115,11 @@ def test_an_update_trains_prompt_and_adapter_but_not_the_text_tower(one):
 
 
 def test_a_learned_temperature_never_leaves_its_bounds_and_comes_back(one):
-    step, first, _ = one
+    step, first, mesh = one
     now, path = jax.tree.map(lambda x: x.copy(), first), []
+    found = gradient(step, first, BUCKETS[:1], mesh=mesh, seed=0)
     for slope in [1.0] * 6 + [-1.0] * 60 + [1.0] * 20:  # of the loss by the temperature
-        sums = step.zeros(now.params)
+        sums = jax.tree.map(jnp.zeros_like, found)
         sums["params"]["head"]["temperature"] = jnp.float32(slope)
         now, metrics = step.update(now, sums)
         assert float(metrics["temperature"]) == float(now.params["head"]["temperature"])
@@ -164,12 +165,13 @@ def test_an_update_without_text_has_no_text_in_any_program(head):
     text = step.encode_text.eval_shape(first.params, first.frozen)
     assert text["embeddings"].shape == (2, 4, 0)
     totals = step.denominators.eval_shape(BUCKETS[0]["classes"])
-    sums = step.zeros.eval_shape(first.params)
-    found = step.add_gradients.eval_shape(
-        first.params, first.frozen, text, BUCKETS[0], totals, sums, jax.random.key(0)
+    found = step.gradients.eval_shape(
+        first.params, first.frozen, text, BUCKETS[0], totals, jax.random.key(0)
     )
-    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, sums)
-    after, _ = step.update.eval_shape(first, found)
+    assert jax.tree.map(np.shape, found["params"]) == jax.tree.map(np.shape, first.params)
+    sums = step.add.eval_shape(found, found)
+    assert jax.tree.map(np.shape, sums) == jax.tree.map(np.shape, found)
+    after, _ = step.update.eval_shape(first, sums)
     assert jax.tree.map(np.shape, after.params) == jax.tree.map(np.shape, first.params)
 
 

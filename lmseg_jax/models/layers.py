@@ -226,7 +226,7 @@ def _products(x: Array, kernel: Array) -> Array:
     return sum(seen @ kernel[i, j] for i, j, seen in _seen(x, len(kernel), 1))
 
 
-def _plain(x: Array, kernel: Array, stride: int) -> Array:
+def _in_training(x: Array, kernel: Array, stride: int) -> Array:
     library = functools.partial(_library, stride=stride)
     if stride > 1 or math.prod(x.shape[:3]) > FEW:
         return library(x, kernel)
@@ -235,13 +235,13 @@ def _plain(x: Array, kernel: Array, stride: int) -> Array:
 
 
 def _convolve_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _plain(x, kernel, stride), (x, kernel)
+    return _in_training(x, kernel, stride), (x, kernel)
 
 
 def _convolve_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     x, kernel = saved
     x, g = _finished(x, g)
-    (dx,) = jax.vjp(lambda x: _plain(x, kernel, stride), x)[1](g)
+    (dx,) = jax.vjp(lambda x: _in_training(x, kernel, stride), x)[1](g)
 
     def by_convolution(x, g):
         return jax.vjp(lambda kernel: _library(x, kernel, stride), kernel)[1](g)[0]
@@ -260,7 +260,7 @@ def _convolve_backward(stride: int, saved: tuple[Array, Array], g: Array) -> tup
     return dx, jax.lax.platform_dependent(x, g, cpu=by_products, default=by_convolution)
 
 
-_convolve = jax.custom_vjp(_plain, nondiff_argnums=(2,))
+_convolve = jax.custom_vjp(_library, nondiff_argnums=(2,))
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
