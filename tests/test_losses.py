@@ -318,4 +318,4 @@ def test_the_full_resolution_loss_of_a_large_image_takes_little_memory():
     program = jax.jit(jax.value_and_grad(loss, has_aux=True))
     share = {"masks": scalar, "weights": scalar}
     memory = program.lower(found, image, share).compile().memory_analysis()
-    assert 0 < memory.temp_size_in_bytes < 1e9  # 3.3e9 with all targets at once; 2.5e9 is allowed
+    assert 0 < memory.temp_size_in_bytes < 1e9  # 3.5e9 with all targets at once; 2.5e9 is allowed
