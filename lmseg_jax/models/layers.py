@@ -1,4 +1,4 @@
-"""Parts that several modules share: convolution, attention, positions, dropout, MLP, resizing."""
+"""Parts that several modules share: convolution, pooling, attention, positions, MLP, resizing."""
 
 import functools
 import itertools
@@ -16,7 +16,8 @@ xavier = initializers.variance_scaling(1.0, "fan_avg", "uniform")
 caffe_xavier = initializers.variance_scaling(1.0, "fan_in", "uniform")
 
 PLACES = ((1,), (2, 0))  # of even pixels, and of odd ones, in windows of 3 at stride 2
-# pixels of all images of a batch, which decide how a CPU convolves
+# Pixels of a map, over the images of a batch: in training a CPU convolves at most FEW by products,
+# and from MANY on it computes the gradient of a kernel transposed.
 FEW, MANY = 512, 4096
 
 
@@ -227,6 +228,7 @@ def _products(x: Array, kernel: Array) -> Array:
 
 
 def _in_training(x: Array, kernel: Array, stride: int) -> Array:
+    """The convolution where its gradient is asked for, too; sizes are known there."""
     library = functools.partial(_library, stride=stride)
     if stride > 1 or math.prod(x.shape[:3]) > FEW:
         return library(x, kernel)
